@@ -1,0 +1,1 @@
+"""The sphere: coordinates, partitions into cells, distances. numpy, no torch."""

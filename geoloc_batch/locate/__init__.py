@@ -1,0 +1,1 @@
+"""Features in, places out."""

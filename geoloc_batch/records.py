@@ -1,0 +1,81 @@
+"""The small records that pass from room to room. Nothing but the standard library here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """What one execution reads and one commit publishes: a shard, a byte range of one, or an embedding pair."""
+
+    index: int
+    """Position in the plan, pinned at first sight: it names the unit's output files."""
+    kind: Literal["shard", "embeddings"]
+    """shard: a tar of photos. embeddings: an .npy with its Parquet of metadata."""
+    source: str
+    """The shard as the user gave it: a path, an http(s) URL or a `pipe:` command; or the path of the .npy."""
+    num_bytes: int = 0
+    """Bytes to read, 0 where that is not known beforehand (pipes, some servers)."""
+    start: int = 0
+    """First byte of the range, at a sample's border."""
+    stop: int | None = None
+    """End of the range, None for the end of the file."""
+    first_row: int = 0
+    """The row that the first photo of the range has in its shard."""
+    max_rows: int | None = None
+    """Read no more photos than this (a trial run), None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One photo's identity. (shard, row) is unique; keys may repeat across shards."""
+
+    unit: Unit
+    shard: str
+    """The shard as given when the photo was read: unit.source, or, from embeddings, the one that they name."""
+    row: int
+    """Position among the photos of its shard, counted from 0, damaged and doubled ones included."""
+    key: str
+    """The member's path without its last extension."""
+    meta: bytes
+    """The sample's json as it stands in the shard, b"" where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """A photo that gave no row."""
+
+    key: str
+    shard: str
+    row: int
+    stage: str
+    """read, decode, encode or locate."""
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnitError:
+    """A shard that could not be read to its end. The samples before the damage are kept."""
+
+    shard: str
+    message: str
+    offset: int
+    """Bytes into the shard; -1 where it could not be opened."""
+    bytes_unread: int | None
+    """Bytes after the damage, None where the length is unknown."""
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEnd:
+    """Said once per unit, when its last photo has been read and decoded or refused."""
+
+    unit: Unit
+    num_samples: int
+    """Photos seen: those handed on plus those in `errors`."""
+    errors: tuple[RowError, ...] = ()
+    unit_error: UnitError | None = None
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""The only room that joins stream, model, locate and store."""

@@ -1,0 +1,90 @@
+"""Settings of a run. Free of torch, so that `geoloc --help` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from geoloc_batch.errors import ConfigError
+from geoloc_batch.locate.config import LocateConfig
+from geoloc_batch.model.config import EncoderConfig
+from geoloc_batch.stream.config import StreamConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What holds for every run."""
+
+    limit: int | None = None
+    """Stop after this many photos, in the order of the shards: a trial."""
+    max_error_rate: float = 0.01
+    """More error rows than this share of the photos make exit code 3."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1, got {self.limit}")
+        if not 0 <= self.max_error_rate <= 1:
+            raise ConfigError(f"--max-error-rate must lie between 0 and 1, got {self.max_error_rate}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """Turn shards of photos into embeddings, in clip-retrieval's layout."""
+
+    shards: Positional[Annotated[tuple[str, ...], arg(metavar="SHARDS")]] = ()
+    """Tar shards: files, globs, brace ranges, folders, 'pipe:COMMAND', http(s) addresses."""
+    out: str
+    """Folder of the results. Run again on the same folder to go on where a run was cut off."""
+    run: RunConfig = field(default_factory=RunConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise ConfigError("no shards were given: name tar files, a glob, a brace range, a folder, pipe: or http(s)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig:
+    """Locate photos: from shards, from stored embeddings, or straight from photos."""
+
+    shards: Positional[Annotated[tuple[str, ...], arg(metavar="SHARDS")]] = ()
+    """Tar shards as `geoloc embed` takes them, or photos and folders of photos."""
+    out: str = ""
+    """Folder of the results. May be left out for photos: then only the table is printed."""
+    from_embeddings: str = ""
+    """A folder that `geoloc embed` or --save-embeddings wrote, in place of shards."""
+    save_embeddings: bool = False
+    """Write the embeddings too, in the same pass."""
+    locate: LocateConfig = field(default_factory=LocateConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+    def __post_init__(self) -> None:
+        if bool(self.shards) == bool(self.from_embeddings):
+            given = "both" if self.shards else "neither"
+            raise ConfigError(f"give either shards (or photos) or --from-embeddings FOLDER, got {given}")
+        if self.from_embeddings and self.save_embeddings:
+            raise ConfigError("--save-embeddings has nothing to save: --from-embeddings names stored ones already")
+        if self.from_embeddings and not self.out:
+            raise ConfigError("--out is missing: name the folder for the predictions")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a run of embed or predict ends with. Counts are of the whole output folder, speed of this process."""
+
+    units: int
+    samples: int
+    rows: int
+    errors: int
+    seconds: float
+    images_per_second: float
+    limiting_stage: str
+    out: str
+    exit_code: int
+    """0 complete; 3 complete with unit errors or too many error rows; 75 incomplete, run again."""
+    unit_errors: int = 0

@@ -1,0 +1,1 @@
+"""Results in, files out, exactly once. No torch."""

@@ -1,0 +1,1 @@
+"""Shards in, fixed uint8 batches out."""
