@@ -13,7 +13,8 @@ class LocateConfig:
     """Which heads propose places, and what is kept of their answer."""
 
     head: tuple[str, ...] = ()
-    """A head's file (best.pt or .safetensors), or hf:OWNER/REPO/PATH; repeat the flag for several heads in one pass. NAME=FILE names its output folder. None given takes the published European head."""
+    """A head's file (best.pt or .safetensors), or hf:OWNER/REPO/PATH; repeat the flag for several heads in one pass.
+    NAME=FILE names its output folder. None given takes the published European head."""
     cells: tuple[str, ...] = ()
     """geocell_info.json of the head's partition: one for all heads, or one for each in the same order."""
     top_k: int = 5

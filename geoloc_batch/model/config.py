@@ -15,9 +15,11 @@ class EncoderConfig:
     """Which encoder turns photos into features, and how it runs."""
 
     encoder: str = STREETCLIP
-    """A folder with a Hugging Face CLIP checkpoint, a hub id (OWNER/NAME[@REVISION]), open_clip:ARCH[:PRETRAINED-or-file], or demo."""
+    """A folder with a Hugging Face CLIP checkpoint, a hub id (OWNER/NAME[@REVISION]),
+    open_clip:ARCH[:PRETRAINED-or-file], or demo."""
     tap: Literal["pooled", "projected"] = "pooled"
-    """pooled: the class token after the last layer norm, what heads take. projected: after CLIP's projection, what text is compared with."""
+    """pooled: the class token after the last layer norm, what heads take. projected: after CLIP's projection, what
+    text is compared with."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on CUDA and fp32 on a CPU."""
     batch_size: int = 0
