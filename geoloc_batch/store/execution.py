@@ -1,0 +1,42 @@
+"""Execution: one rank's work on one unit; and the sums over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from geoloc_batch.records import Unit
+from geoloc_batch.store.marker import staged_name
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One rank's work on one unit."""
+
+    unit: Unit
+    token: str
+    """Names it apart from every other execution."""
+    number: int
+    """1 for the first of this unit, up to `max_executions`."""
+    staging: Path
+    """Its folder."""
+
+    def stage(self, relative: str) -> Path:
+        """Where to write what will become OUT/relative. The name ends in .part, whatever it becomes."""
+        # Made again where a rank that thought us dead took it away: then the commit finds that out, in order.
+        self.staging.mkdir(parents=True, exist_ok=True)
+        return self.staging / staged_name(relative)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sums over the units of the adopted plan."""
+
+    units: int
+    done: int
+    """Committed or quarantined."""
+    units_failed: int
+    """Done with a unit error, quarantined ones included."""
+    samples: int
+    rows: int
+    errors: int

@@ -1,0 +1,163 @@
+"""The one reader of stored embeddings: ours, or any folder in clip-retrieval's layout.
+
+Shape letters: N rows, D features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geoloc_batch.errors import InputError
+from geoloc_batch.records import Sample, Unit
+from geoloc_batch.store import metadata
+
+NPY_NAME = re.compile(r"img_emb_(.*)\.npy")
+OWN_COLUMNS = ("image_path", "key", "shard", "row", "emb_norm")
+
+
+def plan_embeddings(folder: Path | str) -> list[Unit]:
+    """One unit for each embedding pair of a folder, in the order of their numbers.
+
+    Args:
+        folder: holds img_emb/ and metadata/.
+
+    Raises:
+        InputError: there are no pairs, or an .npy has no Parquet beside it.
+    """
+    folder = Path(folder)
+    found = [path for path in (folder / "img_emb").glob("*.npy") if NPY_NAME.fullmatch(path.name)]
+    if not found:
+        raise InputError(
+            f"{folder} holds no embeddings: img_emb/img_emb_*.npy is what `geoloc embed` and clip-retrieval write"
+        )
+    for npy in found:
+        if not metadata_path(npy).is_file():
+            raise InputError(
+                f"{npy} has no {metadata_path(npy)} beside it; run the command that writes them again to its end"
+            )
+    return [
+        Unit(index=index, kind="embeddings", source=str(npy), num_bytes=npy.stat().st_size)
+        for index, npy in enumerate(sorted(found, key=lambda npy: (len(npy.name), npy.name)))
+    ]
+
+
+def metadata_path(npy: Path) -> Path:
+    """The Parquet that goes with an .npy."""
+    match = NPY_NAME.fullmatch(npy.name)
+    if match is None:
+        raise InputError(f"{npy} is not named img_emb_*.npy, so its metadata cannot be found; rename it")
+    return npy.parent.parent / "metadata" / f"metadata_{match[1]}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeatures:
+    """An embedding pair. Rows are read from the file when they are asked for."""
+
+    npy: Path
+    num_rows: int
+    num_features: int
+    table: pa.Table
+    """The metadata, [N]."""
+    norm_N: NDArray[np.float32]
+    """Lengths of the features before they were normalised."""
+    offset: int
+    """Where the rows begin in the file."""
+    dtype: np.dtype[np.floating]
+
+    def features(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """[stop - start, D] features as the encoder gave them: stored rows times their lengths.
+
+        Raises:
+            InputError: the file has become shorter since it was opened.
+        """
+        start, stop, _ = slice(start, stop).indices(self.num_rows)
+        count = max(0, stop - start) * self.num_features
+        # Read, never mapped: a mapped file that somebody truncates kills the process.
+        position = self.offset + start * self.num_features * self.dtype.itemsize
+        rows = np.fromfile(self.npy, dtype=self.dtype, count=count, offset=position)
+        if len(rows) != count:
+            raise InputError(f"{self.npy} has become shorter while it was read; write it again")
+        rows_ND = rows.reshape(-1, self.num_features).astype(np.float32)
+        return rows_ND * self.norm_N[start:stop, None]
+
+    @property
+    def features_ND(self) -> NDArray[np.float32]:  # noqa: N802
+        """[N, D] all of them."""
+        return self.features()
+
+    def samples(self, unit: Unit, start: int = 0, stop: int | None = None) -> list[Sample]:
+        """Who the rows are. Without our columns the shard is the .npy and the row its position in it."""
+        start, stop, _ = slice(start, stop).indices(self.num_rows)
+        table = self.table.slice(start, stop - start)
+        names = table.column_names
+        rows = list(range(start, stop))
+        is_ours = {"shard", "row"} <= set(names)
+        shards = table["shard"].to_pylist() if is_ours else [unit.source] * len(rows)
+        rows = table["row"].to_pylist() if is_ours else rows
+        name_column = next((name for name in ("key", "image_path") if name in names), None)
+        keys = [str(key) for key in (table[name_column].to_pylist() if name_column else rows)]
+        metas = metadata.restore(table, OWN_COLUMNS)
+        return [Sample(unit, *of_row) for of_row in zip(shards, rows, keys, metas, strict=True)]
+
+    def chunks(self, unit: Unit, size: int = 4096) -> Iterator[tuple[NDArray[np.float32], list[Sample]]]:
+        """The rows in order, `size` at a time: ([n, D], n samples)."""
+        for start in range(0, self.num_rows, size):
+            yield self.features(start, start + size), self.samples(unit, start, start + size)
+
+
+def read_features(npy: Path | str, *, normalised: bool = False) -> StoredFeatures:
+    """Open an embedding pair.
+
+    Args:
+        npy: the features; the metadata are found by its name.
+        normalised: take rows without emb_norm as they are, of length 1: right only for heads that were trained so.
+
+    Raises:
+        InputError: a file is missing, damaged or of another form, the two do not fit, or emb_norm is missing.
+    """
+    npy = Path(npy)
+    parquet = metadata_path(npy)
+    shape, dtype, offset = read_header(npy)
+    try:
+        table = pq.ParquetFile(parquet).read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{parquet} cannot be read: {error}; write the embeddings again") from error
+    if table.num_rows != shape[0]:
+        raise InputError(f"{npy} has {shape[0]} rows and {parquet} {table.num_rows}; write the embeddings again")
+    if "emb_norm" in table.column_names:
+        norm_N = np.asarray(table["emb_norm"].to_numpy(), dtype=np.float32)
+    elif normalised:
+        norm_N = np.ones(shape[0], dtype=np.float32)
+    else:
+        raise InputError(
+            f"{parquet} has no column emb_norm, so the features before normalisation are lost and a head made for them "
+            f"would answer wrongly; write the embeddings again with `geoloc embed`, or pass normalised=True for a head "
+            f"that was trained on features of length 1"
+        )
+    return StoredFeatures(npy, shape[0], shape[1], table, norm_N, offset, dtype)
+
+
+def read_header(npy: Path) -> tuple[tuple[int, int], np.dtype[np.floating], int]:
+    """Shape, dtype and position of the rows in an .npy; InputError where it is damaged or no matrix of floats."""
+    try:
+        with open(npy, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read(file)
+            offset = file.tell()
+            size = file.seek(0, 2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{npy} cannot be read: {error}; write the embeddings again") from error
+    if len(shape) != 2 or is_fortran or dtype.kind != "f":
+        raise InputError(f"{npy} holds {dtype} {shape}; embeddings are a row of floats for each photo, in C order")
+    if size < offset + shape[0] * shape[1] * dtype.itemsize:
+        raise InputError(f"{npy} is cut off: {size} bytes for {shape[0]} rows; write the embeddings again")
+    return (shape[0], shape[1]), dtype, offset

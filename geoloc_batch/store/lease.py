@@ -1,0 +1,177 @@
+"""Leases: who works on which unit, and who has stopped.
+
+A lease is the file `_leases/{unit}.{slot}`, made by O_EXCL: slot 1 is the first execution, 2 and 3 the later ones, so
+that of two ranks that want to back up the same unit one wins. Its owner touches it every beat. It is live until its
+time is `stale_beats` beats old by the file server's clock, or its owner is known to be gone. A lease that a dead owner
+left counts as an execution; one that is given back does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from geoloc_batch.store.files import FilePort, Owner
+from geoloc_batch.store.publish import remove_file
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One lease as a reader finds it."""
+
+    unit: int
+    slot: int
+    path: Path
+    mtime_ns: int
+    token: str = ""
+    """The execution's; "" while its owner has not written it yet."""
+    owner: Owner | None = None
+    taken_ns: int = 0
+    """When it was taken, by the file server's clock."""
+
+
+def parse_lease_name(name: str) -> tuple[int, int] | None:
+    """(unit, slot) of a lease's file name, None for any other name."""
+    unit, dot, slot = name.partition(".")
+    return (int(unit), int(slot)) if dot and unit.isdecimal() and slot.isdecimal() else None
+
+
+def read_lease(path: Path, mtime_ns: int, read: Callable[[Path], bytes] = Path.read_bytes) -> Lease:
+    """The lease at `path`; one that is half written has no owner yet."""
+    unit, slot = (int(part) for part in path.name.split("."))
+    try:
+        fields = json.loads(read(path))
+        return Lease(unit, slot, path, mtime_ns, fields["token"], Owner(**fields["owner"]), fields["taken_ns"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Lease(unit, slot, path, mtime_ns)
+
+
+class Leases:
+    """The folder of leases, seen by one rank."""
+
+    def __init__(self, files: FilePort, folder: Path, *, beat_s: float, stale_beats: int) -> None:
+        self.files = files
+        self.folder = folder
+        self.beat_s = beat_s
+        self.stale_s = beat_s * stale_beats
+        self._owner = files.owner()
+        self._clock = folder / f"clock.{files.token()}"
+        self._held: dict[str, Path] = {}
+        # Lease -> its time when last seen, and since when (our own seconds) it has not moved.
+        self._unmoved: dict[Path, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self, unit: int, slot: int, token: str) -> Lease | None:
+        """Take a slot of a unit, None where it is taken."""
+        path = self.folder / f"{unit:06d}.{slot}"
+        try:
+            taken_ns = self.files.create(path)
+        except FileExistsError:
+            return None
+        text = json.dumps({"token": token, "owner": asdict(self._owner), "taken_ns": taken_ns})
+        try:
+            self.files.fill(path, text.encode())
+        except OSError:
+            # A full disk: what says nothing must not count as an execution.
+            remove_file(self.files, path)
+            raise
+        with self._lock:
+            self._held[token] = path
+        self._start_beating()
+        return Lease(unit, slot, path, taken_ns, token, self._owner, taken_ns)
+
+    def give_back(self, token: str) -> None:
+        """Remove a lease of ours."""
+        with self._lock:
+            path = self._held.pop(token, None)
+        if path is not None:
+            remove_file(self.files, path)
+
+    def all(self) -> dict[int, list[Lease]]:
+        """Every lease in the folder, by unit, slots in order."""
+        leases: dict[int, list[Lease]] = {}
+        for name in self.files.names(self.folder):
+            if parse_lease_name(name) is None:
+                continue
+            found = self.files.stat(self.folder / name)
+            if found is not None:
+                lease = read_lease(self.folder / name, found.mtime_ns, self.files.read)
+                leases.setdefault(lease.unit, []).append(lease)
+        for of_unit in leases.values():
+            of_unit.sort(key=lambda lease: lease.slot)
+        return leases
+
+    def server_now_ns(self) -> int:
+        """Now by the file server's clock, read off a file of our own."""
+        for _ in range(3):
+            try:
+                self.files.touch(self._clock)
+            except FileNotFoundError:
+                # First use, or swept by a rank that saw it unused for long.
+                with contextlib.suppress(FileExistsError):
+                    self.files.create(self._clock)
+            found = self.files.stat(self._clock)
+            if found is not None:
+                return found.mtime_ns
+        raise FileNotFoundError(f"{self._clock} vanishes as soon as it is made; is something cleaning the folder?")
+
+    def is_gone(self, lease: Lease) -> bool:
+        """True where the owner has certainly ended."""
+        return lease.owner is not None and lease.owner != self._owner and self.files.is_gone(lease.owner)
+
+    def is_live(self, lease: Lease, now_ns: int) -> bool:
+        """Whether the owner has beaten lately and is not known to be gone."""
+        with self._lock:
+            if lease.token in self._held:
+                return True
+        if self.is_gone(lease) or now_ns - lease.mtime_ns > self.stale_s * SECOND_NS:
+            return False
+        # A server's clock that was set back leaves times in its future: what has not moved for the whole
+        # span by our own clock is as stale.
+        now_s = self.files.monotonic()
+        seen_ns, since_s = self._unmoved.get(lease.path, (lease.mtime_ns, now_s))
+        if seen_ns != lease.mtime_ns:
+            seen_ns, since_s = lease.mtime_ns, now_s
+        self._unmoved[lease.path] = (seen_ns, since_s)
+        return now_s - since_s <= self.stale_s
+
+    def sweep_clocks(self, now_ns: int) -> None:
+        """Remove the clock files of ranks that ended without doing so."""
+        for name in self.files.names(self.folder):
+            if name.startswith("clock.") and name != self._clock.name:
+                found = self.files.stat(self.folder / name)
+                if found is not None and now_ns - found.mtime_ns > 10 * self.stale_s * SECOND_NS:
+                    remove_file(self.files, self.folder / name)
+
+    def beat(self) -> None:
+        """Touch every lease held."""
+        with self._lock:
+            paths = list(self._held.values())
+        for path in paths:
+            # A beat that fails is a missed beat: if they all do, somebody else takes over, and one of us wins.
+            with contextlib.suppress(OSError):
+                self.files.touch(path)
+
+    def close(self) -> None:
+        """Stop beating and remove the clock file. Leases still held stay where they are."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        remove_file(self.files, self._clock)
+
+    def _start_beating(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep_beating, name="ledger-heartbeat", daemon=True)
+            self._thread.start()
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(self.beat_s):
+            self.beat()

@@ -1,0 +1,316 @@
+"""Ledger: hands out the units of a plan and publishes what came of them, exactly once, for any number of ranks.
+
+Ranks share nothing but the folder. OUT then holds:
+
+    run.json              the pinned config                     (pin.py)
+    plan.parquet          the units and their indexes           (plan.py)
+    _leases/{unit}.{slot} who works on what                     (lease.py)
+    _staging/{unit}.{token}/  what an execution has written     (commit.py)
+    _done/{thousands}/{unit}.json  what is committed            (marker.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from geoloc_batch.records import Unit
+from geoloc_batch.store.commit import Commits
+from geoloc_batch.store.done import Done
+from geoloc_batch.store.execution import Execution, Totals
+from geoloc_batch.store.files import FilePort, OsFiles
+from geoloc_batch.store.lease import Leases
+from geoloc_batch.store.marker import Marker, UnitCounts, quarantine_marker, read_marker
+from geoloc_batch.store.pin import config_hash, pin_config, prepare_folder, refuse_object_store
+from geoloc_batch.store.plan import match_plan, plan_bytes, plan_name, read_plan
+from geoloc_batch.store.publish import JsonValue, publish, remove_tree, stage_candidate
+from geoloc_batch.store.schedule import Candidate, Schedule, judge
+
+__all__ = ["Execution", "Ledger", "Totals", "UnitCounts"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    execution: Execution
+    since_s: float
+    is_suspect: bool
+
+
+class Ledger:
+    """One rank's hand on an OUT. acquire, commit and abandon may be called from different threads."""
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        beat_s: float = 15.0,
+        stale_beats: int = 4,
+        max_executions: int = 3,
+        files: FilePort | None = None,
+    ) -> None:
+        """Nothing is touched before `open`.
+
+        Args:
+            out: the output folder.
+            beat_s: seconds between two touches of a lease.
+            stale_beats: beats that a lease may miss before others take it for dead.
+            max_executions: executions that end without a commit before the unit is quarantined.
+            files: the machine; a test's own, or None for the real one.
+        """
+        refuse_object_store(out)
+        # Absolute, so that a later change of the working folder moves nothing.
+        self.out = Path(out).absolute()
+        self.warnings: list[str] = []
+        self._files = files or OsFiles()
+        self._max_executions = max_executions
+        self._beat = (beat_s, stale_beats)
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._held: dict[str, _Held] = {}
+        self._is_open = False
+
+    def open(self, pinned: Mapping[str, JsonValue], *, adoptable: Collection[str] = ()) -> dict[str, JsonValue]:
+        """Make or take up OUT: probe it, pin or compare the config, finish what a crash cut off.
+
+        Args:
+            pinned: everything that decides what the rows are.
+            adoptable: keys that the user left to us: a pinned value replaces the given one.
+
+        Returns:
+            The config that holds.
+
+        Raises:
+            OutputError: OUT cannot be used, is not ours, or is pinned to another config.
+        """
+        has_links = prepare_folder(self._files, self.out)
+        config = pin_config(self._files, self.out, pinned, adoptable, has_links=has_links)
+        self._config_hash = config_hash(config)
+        beat_s, stale_beats = self._beat
+        self._leases = Leases(self._files, self.out / "_leases", beat_s=beat_s, stale_beats=stale_beats)
+        self._commits = Commits(self._files, self.out, has_links=has_links)
+        self._done = Done(self._files, self.out)
+        self._schedule = Schedule(())
+        self._is_open = True
+        self._commits.sweep(self._leases)
+        return config
+
+    def adopt_plan(self, units: Sequence[Unit]) -> list[Unit]:
+        """Pin units, or find them again.
+
+        Args:
+            units: in the order in which they would be numbered; their own indexes mean nothing.
+
+        Returns:
+            The given units as they are pinned, in the order of their indexes. Units that are pinned and were not given
+            stay pinned, and are not executed by this rank. `warnings` names sources that have changed.
+
+        Raises:
+            InputError: a source is given twice.
+            OutputError: a source was pinned in another way, and not all of it is done.
+        """
+        assert self._is_open, "open() comes first"
+        while True:
+            known, parts = read_plan(self.out, self._files.read)
+            self._done.look_all(unit.index for unit in known)
+            adopted, fresh, self.warnings = match_plan(known, units, self._done.__contains__)
+            if not fresh:
+                break
+            self._append(fresh, parts)
+        self._schedule = Schedule(adopted, self._done)
+        return adopted
+
+    def _append(self, fresh: Sequence[Unit], part: int) -> None:
+        """Publish one more part of the plan. Another rank may be faster: the caller looks again."""
+        name, data = plan_name(part), plan_bytes(fresh)
+        scratch = self.out / "_staging" / f"plan.{self._files.token()}"
+        # Gone where a rank that saw us stopped for long has swept it: the caller's next turn does it again.
+        with contextlib.suppress(FileNotFoundError):
+            candidate = stage_candidate(self._files, scratch, name, data)
+            publish(self._files, candidate, self.out / name, data, has_links=self._commits.has_links)
+        remove_tree(self._files, scratch)
+
+    def acquire(self) -> Execution | Literal["wait"] | None:
+        """The next unit to work on, largest first.
+
+        Returns:
+            An Execution; "wait" where there is nothing to take now but units are still in work, here or elsewhere
+            (finish and commit what is in hand, then ask again in a second); None where every unit is committed or
+            quarantined and every file stands under its name.
+            A unit that a dead execution has left comes last and alone: if it kills this process too, nothing else is
+            blamed for it. So "wait" is also the answer while such a unit is in hand.
+        """
+        with self._turn:
+            if any(held.is_suspect for held in self._hands()):
+                return "wait"
+            while (unit := self._schedule.next_fresh()) is not None:
+                if not self._done.look(unit.index):
+                    execution = self._take(unit, 1, is_suspect=False)
+                    if execution is not None:
+                        return execution
+            return self._acquire_left_over()
+
+    def _acquire_left_over(self) -> Execution | Literal["wait"] | None:
+        """From the units that others have, or had."""
+        self._done.look_all(unit.index for unit in self._schedule.left_over(self._done))
+        left = self._schedule.left_over(self._done)
+        if left:
+            now_ns = self._leases.server_now_ns()
+            found = self._leases.all()
+            is_live = {lease.path: self._leases.is_live(lease, now_ns) for leases in found.values() for lease in leases}
+            for candidate in judge(left, found, is_live, self._max_executions):
+                execution = self._take_candidate(candidate, now_ns)
+                if execution is not None:
+                    return execution
+        if self._hands() or any(unit.index not in self._done for unit in left):
+            return "wait"
+        # Some rank may have died between its marker and its moves.
+        self._commits.sweep(self._leases)
+        return None
+
+    def _take_candidate(self, candidate: Candidate, now_ns: int) -> Execution | None:
+        if candidate.why == "quarantine":
+            self._quarantine(candidate.unit)
+            return None
+        if candidate.why == "unleased":
+            return self._take(candidate.unit, candidate.slot, is_suspect=False)
+        if self._hands():
+            return None
+        if candidate.why == "slow":
+            self._schedule.learn_from_others(self._done.marker)
+            if not self._schedule.is_slow(candidate, now_ns, self._leases.stale_s):
+                return None
+        return self._take(candidate.unit, candidate.slot, is_suspect=candidate.why == "left by the dead")
+
+    def _take(self, unit: Unit, slot: int, *, is_suspect: bool) -> Execution | None:
+        token = self._files.token()
+        if self._leases.take(unit.index, slot, token) is None:
+            return None
+        # A winner publishes its marker before it gives its lease back: a lease on a finished unit shows here.
+        if self._done.look(unit.index):
+            self._leases.give_back(token)
+            return None
+        execution = Execution(unit, token, slot, self._commits.staging(unit.index, token))
+        try:
+            self._files.make_folder(execution.staging)
+        except OSError:
+            self._leases.give_back(token)
+            raise
+        with self._lock:
+            self._held[token] = _Held(execution, self._files.monotonic(), is_suspect)
+        return execution
+
+    def commit(self, execution: Execution, outputs: Sequence[str], counts: UnitCounts) -> bool:
+        """Publish what an execution has staged.
+
+        Args:
+            execution: from acquire.
+            outputs: the files' final paths, relative to OUT, each written and closed under `execution.stage(path)`.
+            counts: what came out.
+
+        Returns:
+            True: it stands, durably. False: another execution of the unit won and ours is cleared away; no error.
+
+        Raises:
+            OSError: the disk is full or fails. The execution is still held: abandon it.
+        """
+        unit = execution.unit
+        marker = None
+        if not self._done.look(unit.index):
+            try:
+                marker = self._publish(execution, outputs, counts)
+            except FileNotFoundError:
+                # Our folder was swept, as is done to losers alone; else a named file was never written.
+                if not self._done.look(unit.index) and self._files.stat(execution.staging) is not None:
+                    raise
+        if marker is None:
+            self._clear(execution)
+        else:
+            self._commits.move_in(marker)
+            self._done.add(marker)
+            self._schedule.learn(unit, marker.seconds)
+        self._let_go(execution)
+        return marker is not None
+
+    def _publish(self, execution: Execution, outputs: Sequence[str], counts: UnitCounts) -> Marker | None:
+        """The marker if it won."""
+        marker = Marker(
+            unit=execution.unit.index,
+            source=execution.unit.source,
+            token=execution.token,
+            staging=execution.staging.relative_to(self.out).as_posix(),
+            files=self._commits.measure(execution.staging, outputs),
+            counts=counts,
+            config=self._config_hash,
+            seconds=round(self._files.monotonic() - self._held[execution.token].since_s, 3),
+        )
+        return marker if self._commits.publish_marker(marker) else None
+
+    def is_lost(self, execution: Execution) -> bool:
+        """Whether another execution of the unit has won. To be asked when writing to the staging folder fails."""
+        marker = read_marker(self.out, execution.unit.index, self._files.read)
+        return marker is not None and marker.token != execution.token
+
+    def abandon(self, execution: Execution) -> None:
+        """Give a unit back. It counts towards no quarantine and comes first at the next acquire."""
+        self._clear(execution)
+        self._let_go(execution)
+        self._schedule.put_back(execution.unit)
+
+    def _clear(self, execution: Execution) -> None:
+        """Drop a staging folder of ours, unless it has won after all."""
+        # A commit that failed may still have published its marker. Without its candidate it cannot do so any more,
+        # so what is read afterwards is final.
+        remove_tree(self._files, execution.staging / "publish")
+        marker = read_marker(self.out, execution.unit.index, self._files.read)
+        if marker is not None and marker.token == execution.token:
+            self._commits.move_in(marker)
+        else:
+            remove_tree(self._files, execution.staging)
+
+    def _let_go(self, execution: Execution) -> None:
+        self._leases.give_back(execution.token)
+        with self._lock:
+            self._held.pop(execution.token, None)
+
+    def _quarantine(self, unit: Unit) -> None:
+        """Commit a unit without files, for no execution of it has survived."""
+        token = self._files.token()
+        staging = self._commits.staging(unit.index, token)
+        marker = quarantine_marker(
+            unit, token, staging.relative_to(self.out).as_posix(), self._config_hash, self._max_executions
+        )
+        self._commits.publish_marker(marker)
+        remove_tree(self._files, staging)
+        self._done.look(unit.index)
+
+    def totals(self) -> Totals:
+        """Sums over the units of the adopted plan, from the markers. Each marker is read once."""
+        units = self._schedule.units
+        self._done.look_all(unit.index for unit in units)
+        counts = [marker.counts for unit in units if (marker := self._done.marker(unit.index)) is not None]
+        return Totals(
+            units=len(units),
+            done=len(counts),
+            units_failed=sum(count.unit_error is not None for count in counts),
+            samples=sum(count.samples for count in counts),
+            rows=sum(count.rows for count in counts),
+            errors=sum(count.errors for count in counts),
+        )
+
+    def close(self) -> None:
+        """Give back what is still held and stop the heartbeat. The ledger cannot be used after it."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        for held in self._hands():
+            self._clear(held.execution)
+            self._let_go(held.execution)
+        self._leases.close()
+
+    def _hands(self) -> list[_Held]:
+        with self._lock:
+            return list(self._held.values())

@@ -1,0 +1,192 @@
+"""The start of a run on an OUT: is the folder usable and ours, and is this the config that it was pinned to?"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import cast
+
+from geoloc_batch.errors import OutputError
+from geoloc_batch.store.files import NO_LINK_ERRNOS, FilePort
+from geoloc_batch.store.publish import (
+    JsonValue,
+    canonical_json,
+    publish,
+    read_published,
+    remove_tree,
+    stage_candidate,
+)
+
+RUN_FILE = "run.json"
+LAYOUT = 1
+OWN_FOLDERS = ("_staging", "_leases", "_done", "_logs")
+# What filesystems and file servers put into folders by themselves.
+FOREIGN_BUT_HARMLESS = re.compile(r"lost\+found|\.DS_Store|\.nfs.*|\.snapshot|\.fuse_hidden.*")
+OBJECT_STORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+MIN_FREE_BYTES = 8 << 20
+PIN_TRIES = 10
+
+
+def config_hash(config: Mapping[str, JsonValue]) -> str:
+    """Short hash of a config; equal configs have equal ones, whatever the order of the keys."""
+    return hashlib.sha256(canonical_json(dict(config))).hexdigest()[:16]
+
+
+def refuse_object_store(out: Path | str) -> None:
+    """Raise OutputError for an URL: object stores have neither exclusive creation nor renames."""
+    if OBJECT_STORE.match(str(out)):
+        raise OutputError(
+            f"--out {out} is a URL: an object store has no exclusive creation and no rename, so nothing there can be "
+            f"written exactly once; write to a local or shared folder and copy that when it is complete"
+        )
+
+
+def prepare_folder(files: FilePort, out: Path) -> bool:
+    """Make OUT and the ledger's own folders, and probe it.
+
+    Returns:
+        Whether it has hard links.
+
+    Raises:
+        OutputError: it is no folder, holds something else, cannot be written, or is full.
+    """
+    refuse_object_store(out)
+    try:
+        found = files.stat(out)
+        if found is not None and not found.is_folder:
+            raise OutputError(f"--out {out} is a file; give a folder")
+        files.make_folder(out)
+        # First the names, then run.json: a rank that starts beside us makes that before anything of its results.
+        names = files.names(out)
+        if files.stat(out / RUN_FILE) is None:
+            foreign = [n for n in names if n not in (*OWN_FOLDERS, RUN_FILE) and not FOREIGN_BUT_HARMLESS.fullmatch(n)]
+            if foreign:
+                raise OutputError(
+                    f"--out {out} holds {foreign[0]!r} and was not made by geoloc; give a new or an empty folder"
+                )
+        for name in OWN_FOLDERS:
+            files.make_folder(out / name)
+        return _probe(files, out)
+    except OSError as error:
+        raise OutputError(f"--out {out} cannot be used: {error.strerror or error}; {_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or give another --out"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "make it writable for this user, or give another --out"
+    return "give another --out"
+
+
+def _probe(files: FilePort, out: Path) -> bool:
+    free = files.free_bytes(out)
+    if free < MIN_FREE_BYTES:
+        raise OutputError(f"--out {out} has {free} bytes left; free some space, or give another --out")
+    scratch = out / "_staging" / f"probe.{files.token()}"
+    try:
+        stage_candidate(files, scratch / "a", "file", b"probe\n")
+        try:
+            files.link(scratch / "a" / "publish" / "file", scratch / "linked")
+            return True
+        except FileExistsError:
+            # The name is new: it was made, and a network filesystem lost the answer to the first try.
+            return True
+        except OSError as error:
+            if error.errno not in NO_LINK_ERRNOS:
+                raise
+        stage_candidate(files, scratch / "b", "file", b"probe\n")
+        files.rename(scratch / "a" / "publish", scratch / "target")
+        try:
+            files.rename(scratch / "b" / "publish", scratch / "target")
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        raise OutputError(
+            f"--out {out} has no hard links and lets one folder be renamed over another, so two ranks could publish "
+            f"the same unit; give a folder on another filesystem"
+        )
+    finally:
+        remove_tree(files, scratch)
+
+
+def pin_config(
+    files: FilePort, out: Path, pinned: Mapping[str, JsonValue], adoptable: Collection[str], *, has_links: bool
+) -> dict[str, JsonValue]:
+    """Pin the config of OUT as the first, or compare with what is pinned.
+
+    Returns:
+        The config that holds: the pinned values of the keys in `adoptable`, the given ones of all others.
+
+    Raises:
+        OutputError: OUT is pinned to another config; every key that differs is named.
+    """
+    given = cast("dict[str, JsonValue]", json.loads(json.dumps(dict(pinned))))
+    data = canonical_json({"layout": LAYOUT, "config": given})
+    target = out / RUN_FILE
+    for _ in range(PIN_TRIES):
+        standing = read_published(target, files.read)
+        if standing is not None:
+            return _compare(out, given, parse_run(target, standing), adoptable)
+        scratch = out / "_staging" / f"pin.{files.token()}"
+        try:
+            candidate = stage_candidate(files, scratch, RUN_FILE, data)
+            publish(files, candidate, target, data, has_links=has_links)
+        except FileNotFoundError:
+            # Swept by a rank that saw us stopped for long: once more.
+            continue
+        finally:
+            remove_tree(files, scratch)
+    raise OutputError(f"{target} could not be written in {PIN_TRIES} tries; is something cleaning {out}?")
+
+
+def parse_run(path: Path, data: bytes) -> dict[str, JsonValue]:
+    """The config in run.json.
+
+    Raises:
+        OutputError: it is not ours, or of another version.
+    """
+    try:
+        run = json.loads(data)
+        layout, config = run["layout"], run["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} was not written by geoloc; give another --out") from error
+    if layout != LAYOUT or not isinstance(config, dict):
+        raise OutputError(f"{path} has layout {layout}, this version writes {LAYOUT}; give another --out")
+    return cast("dict[str, JsonValue]", config)
+
+
+def read_config(out: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, JsonValue]:
+    """The config that an existing OUT is pinned to; OutputError where it is none of ours."""
+    data = read_published(out / RUN_FILE, read) if out.is_dir() else None
+    if data is None:
+        raise OutputError(f"{out} is not an output folder of geoloc: it has no {RUN_FILE}")
+    return parse_run(out / RUN_FILE, data)
+
+
+def _compare(
+    out: Path, given: dict[str, JsonValue], pinned: dict[str, JsonValue], adoptable: Collection[str]
+) -> dict[str, JsonValue]:
+    differing = []
+    for key in sorted(given.keys() | pinned.keys()):
+        if key not in pinned or key not in given:
+            side = "is not pinned" if key not in pinned else "is not given"
+            differing.append(f"{key} {side} (the other side has {_shown(given.get(key, pinned.get(key)))})")
+        elif given[key] != pinned[key] and key not in adoptable:
+            differing.append(f"{key} is pinned to {_shown(pinned[key])}, now {_shown(given[key])}")
+    if differing:
+        raise OutputError(
+            f"--out {out} belongs to a run with another config: {'; '.join(differing)}. "
+            f"Give the same flags as before, or another --out"
+        )
+    return pinned
+
+
+def _shown(value: JsonValue) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

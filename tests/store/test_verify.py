@@ -1,0 +1,244 @@
+"""verify proves it from the files; status tells how far a run is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_samples import CONFIG, make_located, make_samples, make_units, rows_of, run_rank, tree, work, write_unit
+
+from geoloc_batch.errors import OutputError
+from geoloc_batch.records import Unit
+from geoloc_batch.store import tables
+from geoloc_batch.store.files import digest
+from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
+from geoloc_batch.store.status import status
+from geoloc_batch.store.verify import verify
+
+NUM_UNITS = 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run_rank(out, NUM_UNITS)
+    return out
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def test_a_finished_run_is_whole(out: Path) -> None:
+    found = verify(out)
+
+    rows = sum(rows_of(unit) for unit in make_units(NUM_UNITS))
+    assert found.ok
+    assert dataclasses.asdict(found) == {
+        "units": NUM_UNITS,
+        "samples": rows + NUM_UNITS,
+        "rows": rows,
+        "errors": NUM_UNITS,
+        "missing": 0,
+        "duplicates": 0,
+        "problems": [],
+    }
+
+
+def change_a_byte(out: Path) -> None:
+    path = out / "img_emb/img_emb_000002.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def remove_a_file(out: Path) -> None:
+    (out / "predictions/predictions_000002.parquet").unlink()
+
+
+def remove_a_marker_and_its_files(out: Path) -> None:
+    for path in [*out.rglob("*_000002.*"), out / "_done/000/000002.json"]:
+        path.unlink()
+
+
+def edit_marker(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = out / "_done/000/000002.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+def count_one_photo_more(out: Path) -> None:
+    edit_marker(out, lambda fields: fields["counts"].update(samples=fields["counts"]["samples"] + 1))
+
+
+def count_one_row_more(out: Path) -> None:
+    edit_marker(out, lambda fields: fields["counts"].update(rows=fields["counts"]["rows"] + 1))
+
+
+def pin_another_config(out: Path) -> None:
+    edit_marker(out, lambda fields: fields.update(config="0123456789abcdef"))
+
+
+def break_a_marker(out: Path) -> None:
+    (out / "_done/000/000002.json").write_text("{")
+
+
+def add_a_file(out: Path) -> None:
+    shutil.copy(out / "img_emb/img_emb_000002.npy", out / "img_emb/img_emb_000009.npy")
+
+
+@pytest.mark.parametrize(
+    ("harm", "thing", "remedy"),
+    [
+        (change_a_byte, "img_emb_000002.npy is not what was committed", "_done/000/000002.json"),
+        (remove_a_file, "predictions_000002.parquet is missing", "_done/000/000002.json"),
+        (remove_a_marker_and_its_files, "1 of 4 units are not done", "run the same command again"),
+        (count_one_photo_more, "unit 2 (shards/00002.tar) saw 6 photos and has 4 rows + 1", "_done/000/000002.json"),
+        (count_one_row_more, "committed with 5 rows", "_done/000/000002.json"),
+        (pin_another_config, "two runs are mixed", "_done/000/000002.json"),
+        (break_a_marker, "000002.json is not a marker", "remove it and run the same command again"),
+        (add_a_file, "img_emb_000009.npy belongs to no committed unit", "remove it"),
+    ],
+)
+def test_each_harm_is_named_with_what_mends_it_and_that_mends_it(
+    out: Path, finished: Path, harm: Callable[[Path], None], thing: str, remedy: str
+) -> None:
+    harm(out)
+
+    found = verify(out)
+    assert not found.ok
+    told = [problem for problem in found.problems if thing in problem]
+    assert told, found.problems
+    assert remedy in told[0]
+
+    (out / "img_emb/img_emb_000009.npy").unlink(missing_ok=True)
+    if harm is not add_a_file:
+        (out / "_done/000/000002.json").unlink(missing_ok=True)
+    run_rank(out, NUM_UNITS)
+    assert verify(out).ok
+    assert tree(out) == tree(finished)
+
+
+def test_missing_counts_units_and_files(out: Path) -> None:
+    remove_a_file(out)
+    (out / "errors/errors_000001.parquet").unlink()
+    (out / "_done/000/000003.json").unlink()
+
+    assert verify(out).missing == 3
+
+
+def test_a_cut_off_move_is_told_from_a_lost_file(out: Path) -> None:
+    marker = json.loads((out / "_done/000/000002.json").read_text())
+    staging = out / marker["staging"]
+    staging.mkdir()
+    (out / "errors/errors_000002.parquet").rename(staging / "errors%2Ferrors_000002.parquet.part")
+
+    (problem,) = verify(out).problems
+    assert problem.endswith("errors_000002.parquet is missing; run the same command again")
+
+    run_rank(out, NUM_UNITS)
+    assert verify(out).ok
+    assert not staging.exists()
+
+
+def run_units(out: Path, units: list[Unit], keys: Callable[[Unit, int], tuple[int, str]]) -> None:
+    """Four predictions a unit, with chosen rows and keys."""
+
+    def write(execution: Execution) -> tuple[list[str], UnitCounts]:
+        samples = [
+            dataclasses.replace(sample, row=keys(execution.unit, number)[0], key=keys(execution.unit, number)[1])
+            for number, sample in enumerate(make_samples(execution.unit, 4))
+        ]
+        path = tables.predictions_path(execution.unit.index, "europe")
+        other = tables.predictions_path(execution.unit.index, "world")
+        for name in (path, other):
+            tables.write_predictions(execution.stage(name), samples, make_located(4))
+        return [path, other], UnitCounts(samples=4, rows=4, errors=0, unit_error=None, warnings=())
+
+    ledger = Ledger(out)
+    ledger.open(CONFIG)
+    ledger.adopt_plan(units)
+    list(work(ledger, write))
+    ledger.close()
+
+
+def ranges() -> list[Unit]:
+    return [
+        Unit(index=number, kind="shard", source="big.tar", start=number * 512, first_row=number * 4)
+        for number in range(2)
+    ]
+
+
+def test_ranges_of_one_shard_and_several_heads_are_counted_once(tmp_path: Path) -> None:
+    run_units(tmp_path, ranges(), lambda unit, n: (unit.first_row + n, f"k{unit.first_row + n}"))
+
+    found = verify(tmp_path)
+    assert found.ok
+    assert (found.samples, found.rows) == (8, 8)
+
+
+def test_a_photo_in_two_units_is_a_duplicate(tmp_path: Path) -> None:
+    run_units(tmp_path, ranges(), lambda unit, n: (3 * unit.index + n, f"k{unit.index}{n}"))
+
+    found = verify(tmp_path)
+    assert found.duplicates == 1
+    assert "big.tar: 1 photos stand more than once" in found.problems[0]
+
+
+def test_a_key_twice_in_one_shard_is_a_duplicate_and_across_shards_it_is_not(tmp_path: Path) -> None:
+    run_units(tmp_path / "one", ranges(), lambda unit, n: (unit.first_row + n, f"k{n}"))
+    run_units(tmp_path / "two", make_units(2), lambda unit, n: (n, f"k{n}"))
+
+    assert verify(tmp_path / "one").duplicates == 4
+    assert verify(tmp_path / "two").ok
+
+
+def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    for look in (verify, status):
+        with pytest.raises(OutputError, match="not an output folder of geoloc"):
+            look(tmp_path)
+        with pytest.raises(OutputError):
+            look(tmp_path / "nowhere")
+
+
+def test_the_checksum_is_sha256_of_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"a" * 3_000_001)
+
+    assert digest(tmp_path / "file") == (
+        3_000_001,
+        __import__("hashlib").sha256(b"a" * 3_000_001).hexdigest(),
+    )
+
+
+def test_status_tells_done_running_and_waiting(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out")
+    ledger.open(CONFIG)
+    ledger.adopt_plan(make_units(4))
+    first = ledger.acquire()
+    assert isinstance(first, Execution)
+    ledger.commit(first, *write_unit(first))
+    ledger.acquire()
+
+    found = status(ledger.out)
+
+    assert (found.units, found.done, found.running, found.waiting, found.quarantined) == (4, 1, 1, 2, 0)
+    assert found.rows == rows_of(first.unit)
+    assert found.images_per_second is None
+    ledger.close()
+    assert status(ledger.out).running == 0
+
+
+def test_status_measures_speed_between_the_first_and_the_last_commit(out: Path) -> None:
+    for number in range(NUM_UNITS):
+        os.utime(out / f"_done/000/{number:06d}.json", (1000 + 2 * number, 1000 + 2 * number))
+
+    samples = sum(rows_of(unit) + 1 for unit in make_units(NUM_UNITS)[1:])
+    assert status(out).images_per_second == pytest.approx(samples / 6, abs=0.01)
