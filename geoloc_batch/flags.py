@@ -22,7 +22,7 @@ def flag_names(kind: type) -> dict[str, type]:
     names: dict[str, type] = {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        names.update(flag_names(hint) if dataclasses.is_dataclass(hint) else {field.name: hint})
+        names.update(flag_names(typing.cast(type, hint)) if dataclasses.is_dataclass(hint) else {field.name: hint})
     return names
 
 

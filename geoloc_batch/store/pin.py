@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,8 @@ from geoloc_batch.store.publish import (
 RUN_FILE = "run.json"
 LAYOUT = 1
 OWN_FOLDERS = ("_staging", "_leases", "_done", "_logs")
+PACKED = "_shards"
+"""Folder below OUT for photos that were packed on the fly; made before the ledger is opened."""
 # What filesystems and file servers put into folders by themselves.
 FOREIGN_BUT_HARMLESS = re.compile(r"lost\+found|\.DS_Store|\.nfs.*|\.snapshot|\.fuse_hidden.*")
 OBJECT_STORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -63,16 +65,20 @@ def prepare_folder(files: FilePort, out: Path) -> bool:
         # First the names, then run.json: a rank that starts beside us makes that before anything of its results.
         names = files.names(out)
         if files.stat(out / RUN_FILE) is None:
-            foreign = [n for n in names if n not in (*OWN_FOLDERS, RUN_FILE) and not FOREIGN_BUT_HARMLESS.fullmatch(n)]
-            if foreign:
-                raise OutputError(
-                    f"--out {out} holds {foreign[0]!r} and was not made by geoloc; give a new or an empty folder"
-                )
+            refuse_foreign(out, names)
         for name in OWN_FOLDERS:
             files.make_folder(out / name)
         return _probe(files, out)
     except OSError as error:
         raise OutputError(f"--out {out} cannot be used: {error.strerror or error}; {_remedy(error)}") from error
+
+
+def refuse_foreign(out: Path, names: Iterable[str]) -> None:
+    """Raise OutputError where a folder without run.json holds `names` that are none of ours."""
+    ours = {*OWN_FOLDERS, PACKED, RUN_FILE}
+    foreign = [name for name in names if name not in ours and not FOREIGN_BUT_HARMLESS.fullmatch(name)]
+    if foreign:
+        raise OutputError(f"--out {out} holds {foreign[0]!r} and was not made by geoloc; give a new or an empty folder")
 
 
 def _remedy(error: OSError) -> str:

@@ -1,0 +1,55 @@
+"""Rank, device and signals of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from geoloc_batch.run.workers import StopSignal, this_worker
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_without_a_launcher_there_is_one_rank() -> None:
+    worker = this_worker()
+    assert (worker.rank, worker.world_size) == (0, 1)
+    assert worker.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}, (3, 1, 8)),
+        ({"SLURM_PROCID": "5", "SLURM_LOCALID": "2", "SLURM_NTASKS": "16"}, (5, 2, 16)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "7", "SLURM_NTASKS": "9"}, (1, 0, 2)),
+    ],
+)
+def test_the_rank_comes_from_the_launcher_without_joining_a_process_group(
+    names: dict[str, str], expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    worker = this_worker()
+    assert (worker.rank, worker.local_rank, worker.world_size) == expected
+    assert not torch.distributed.is_initialized()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("number", StopSignal.SIGNALS)
+def test_a_signal_asks_for_a_stop_and_the_handlers_go_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+        assert stop.wait(10)
+    assert signal.getsignal(number) is before
