@@ -1,0 +1,14 @@
+"""Geolocate millions of photos offline: tar shards in, one row per photo out.
+
+The command line's verbs as functions::
+
+    from geoloc_batch import embed, predict, load_encoder, load_head
+
+    embed("shards/*.tar", out="emb", encoder="path/to/checkpoint")
+    predict("shards/*.tar", out="pred", encoder="path/to/checkpoint", head="best.pt", cells="geocell_info.json")
+"""
+
+from geoloc_batch.api import embed, load_encoder, load_head, pack, predict, status, verify
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "embed", "load_encoder", "load_head", "pack", "predict", "status", "verify"]

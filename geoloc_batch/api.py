@@ -1,0 +1,113 @@
+"""The commands as Python functions. Importing this module imports no torch; calling a function does.
+
+Every function takes the command's flags by their names in snake_case and raises geoloc_batch.errors.GeolocError with
+the words that the command would print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geoloc_batch.flags import from_flat
+
+if TYPE_CHECKING:
+    from geoloc_batch.locate.head import HeadLocator
+    from geoloc_batch.model.encoder import Encoder
+    from geoloc_batch.run.config import Summary
+    from geoloc_batch.store.status import Status
+    from geoloc_batch.store.verify import Verification
+    from geoloc_batch.stream.pack import PackSummary
+
+Paths = str | Path | Sequence[str | Path]
+
+
+def embed(shards: Paths, *, out: str | Path, **flags: Any) -> Summary:
+    """Turn shards of photos into embeddings, in clip-retrieval's layout.
+
+    Args:
+        shards: tar files, globs, brace ranges, folders, `pipe:` commands, http(s) addresses.
+        out: folder of the results; a run that was cut off goes on where it stopped.
+        **flags: any flag of `geoloc embed`: encoder, tap, precision, batch_size, limit, decode_threads, ...
+
+    Returns:
+        counts and speed; `exit_code` tells whether the run is complete (0), complete with errors (3) or not (75).
+
+    Raises:
+        UserError: a flag, the shards, the checkpoint or the output folder cannot be used.
+        HubError: the encoder had to be downloaded and could not be.
+    """
+    from geoloc_batch.run.config import EmbedConfig
+    from geoloc_batch.run.jobs import embed as run_embed
+
+    return run_embed(from_flat(EmbedConfig, {"shards": _texts(shards), "out": out, **flags}))
+
+
+def predict(
+    shards: Paths = (),
+    *,
+    out: str | Path,
+    from_embeddings: str | Path = "",
+    save_embeddings: bool = False,
+    **flags: Any,
+) -> Summary:
+    """Locate the photos of shards, or those whose embeddings were stored.
+
+    Args:
+        shards: as `embed` takes them; empty with `from_embeddings`.
+        out: folder of the results.
+        from_embeddings: a folder that `embed`, or `predict` with `save_embeddings`, wrote.
+        save_embeddings: write the embeddings too, in the same pass.
+        **flags: any flag of `geoloc predict`: head, cells, top_k, position, encoder, ...
+
+    Returns:
+        as `embed`. The rows are in `out/predictions/*.parquet`.
+
+    Raises:
+        as `embed`; HeadError, PartitionError: the head does not fit the encoder or the cells.
+    """
+    from geoloc_batch.run.config import PredictConfig
+    from geoloc_batch.run.jobs import predict as run_predict
+
+    given = {"out": out, "from_embeddings": from_embeddings, "save_embeddings": save_embeddings}
+    return run_predict(from_flat(PredictConfig, {"shards": _texts(shards), **given, **flags}))
+
+
+def pack(sources: Paths, out: str | Path, **flags: Any) -> PackSummary:
+    """Pack photos into tar shards; see geoloc_batch.stream.pack.pack."""
+    from geoloc_batch.stream.pack import pack as run_pack
+
+    return run_pack(_texts(sources), out, **flags)
+
+
+def verify(out: str | Path) -> Verification:
+    """Prove from the files of a run that every photo gave one row or one error row."""
+    from geoloc_batch.store.verify import verify as run_verify
+
+    return run_verify(out)
+
+
+def status(out: str | Path) -> Status:
+    """How far the run in `out` is."""
+    from geoloc_batch.store.status import status as read_status
+
+    return read_status(out)
+
+
+def load_encoder(encoder: str = "", **flags: Any) -> Encoder:
+    """Load an encoder; see geoloc_batch.model.encoder.load_encoder. Nothing named takes StreetCLIP."""
+    from geoloc_batch.model.encoder import load_encoder as load
+
+    return load(encoder, **flags) if encoder else load(**flags)
+
+
+def load_head(path: str | Path, cells: str | Path, **flags: Any) -> HeadLocator:
+    """Load a head with the cells it names; see geoloc_batch.locate.head.load_head."""
+    from geoloc_batch.locate.head import load_head as load
+
+    return load(path, cells, **flags)
+
+
+def _texts(paths: Paths) -> tuple[str, ...]:
+    return (str(paths),) if isinstance(paths, str | Path) else tuple(str(path) for path in paths)

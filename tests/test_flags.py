@@ -1,0 +1,130 @@
+"""Flat flags, TOML files and nested settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geoloc_batch import cli
+from geoloc_batch.errors import ConfigError
+from geoloc_batch.flags import flag_names, from_flat
+from geoloc_batch.run.config import EmbedConfig, PredictConfig
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[PredictConfig]:
+    """`geoloc predict` only notes what it was asked to do."""
+    seen: list[PredictConfig] = []
+
+    def note(config: PredictConfig) -> int:
+        seen.append(config)
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "predict", (PredictConfig, note))
+    return seen
+
+
+def toml(tmp_path: Path, text: str) -> str:
+    (tmp_path / "run.toml").write_text(text)
+    return str(tmp_path / "run.toml")
+
+
+def test_flags_of_nested_settings_stand_flat() -> None:
+    config = from_flat(EmbedConfig, {"shards": ["a.tar"], "out": Path("x"), "decode-threads": 3, "precision": "fp32"})
+    assert config.shards == ("a.tar",)
+    assert config.out == "x"
+    assert config.stream.decode_threads == 3
+    assert config.encoder.precision == "fp32"
+
+
+def test_no_flag_of_a_command_is_named_twice() -> None:
+    for kind, _ in cli.COMMANDS.values():
+        flat = list(flag_names(kind))
+        assert len(flat) == len(set(flat))
+
+
+def test_a_toml_file_gives_flags_and_the_command_line_wins(tmp_path: Path, parsed: list[PredictConfig]) -> None:
+    path = toml(tmp_path, 'out = "pred"\ntop-k = 7\nhead = ["a.pt", "b.pt"]\nprecision = "fp32"\nlimit = 5\n')
+    assert cli.main(["predict", "x.tar", "--config", path, "--head", "z.pt", "--limit", "9"]) == 0
+    assert cli.main(["predict", "x.tar", f"--config={path}"]) == 0
+    flags_won, as_written = parsed
+    assert (flags_won.locate.head, flags_won.run.limit) == (("z.pt",), 9)
+    assert (as_written.locate.head, as_written.run.limit) == (("a.pt", "b.pt"), 5)
+    for config in parsed:
+        assert (config.out, config.locate.top_k, config.encoder.precision) == ("pred", 7, "fp32")
+
+
+def test_shards_may_stand_in_the_toml_file(tmp_path: Path, parsed: list[PredictConfig]) -> None:
+    path = toml(tmp_path, 'shards = ["a.tar", "b.tar"]\nout = "pred"\n')
+    assert cli.main(["predict", "--config", path]) == 0
+    assert parsed[0].shards == ("a.tar", "b.tar")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("topk = 3\n", ["'topk'", "did you mean top_k?"]),
+        ("zzz = 3\n", ["'zzz'", "known are"]),
+        ("top_k = 'many'\n", ["top_k", "int", "'many'"]),
+        ("top_k = true\n", ["top_k", "int", "True"]),
+        ("precision = 'fp7'\n", ["precision", "fp32", "'fp7'"]),
+        ("head = 3\n", ["head", "list", "3"]),
+        ("limit = [", ["is not TOML"]),
+    ],
+)
+def test_a_wrong_toml_file_is_named_with_the_remedy(
+    text: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = toml(tmp_path, text)
+    assert cli.main(["predict", "x.tar", "--config", path]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in [path, *words]), message
+
+
+def test_an_absent_toml_file_is_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "x.tar", "--config", "absent.toml"]) == 2
+    assert "absent.toml" in capsys.readouterr().err
+    assert cli.main(["predict", "x.tar", "--config"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"shards": ["a.tar"]}, "out must be given"),
+        ({"shards": ["a.tar"], "out": "x", "limit": 0}, "--limit must be at least 1, got 0"),
+        ({"shards": ["a.tar"], "out": "x", "max_error_rate": 2}, "--max-error-rate must lie between 0 and 1, got 2"),
+        ({"shards": [], "out": "x"}, "no shards were given"),
+        ({"shards": ["a.tar"], "out": "x", "batch_size": -1}, "--batch-size"),
+    ],
+)
+def test_python_callers_read_the_words_of_the_command_line(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_flat(EmbedConfig, flags)
+    assert words in str(error.value)
+
+
+def test_heads_and_cells_must_pair() -> None:
+    flags = {"shards": ["a.tar"], "out": "x", "head": ["a", "b", "c"], "cells": ["d", "e"]}
+    with pytest.raises(ConfigError, match="2 times for 3 --head"):
+        from_flat(PredictConfig, flags)
+
+
+def test_every_flag_has_its_docstring_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, (kind, _) in cli.COMMANDS.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        for flag in flag_names(kind):
+            positional = flag.upper() in text
+            assert positional or f"--{flag.replace('_', '-')}" in text, f"{command}: {flag}"
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["--version"]) == 0
