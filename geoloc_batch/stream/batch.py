@@ -1,0 +1,52 @@
+"""One batch: as decode threads fill it, and as the consumer gets it.
+
+Shape letters: B batch, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from geoloc_batch.records import Sample
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One fixed shape for the encoder."""
+
+    pixels: Tensor
+    """[B, 3, S, S] uint8, channels last in memory (torch.channels_last): the order that decoders write."""
+    samples: tuple[Sample, ...]
+    """Whose pixels the first rows are; the rows behind them are zeros."""
+    give_back: Callable[[], None] | None = field(default=None, repr=False)
+    """Set by the stream, see release."""
+
+    def release(self) -> None:
+        """Give the buffer back to the stream, which will write into `pixels` again; a second call does nothing."""
+        if self.give_back is not None:
+            self.give_back()
+
+
+@dataclass(slots=True, eq=False)
+class Filling:
+    """A batch that decode threads write into."""
+
+    pixels: Tensor
+    samples: list[Sample] = field(default_factory=list)
+    num_written: int = 0
+
+    @property
+    def rows(self) -> npt.NDArray[np.uint8]:
+        """[B, S, S, 3], the pixels as they lie in memory."""
+        return self.pixels.permute(0, 2, 3, 1).numpy()
+
+
+def new_pixels(batch_size: int, side: int, *, pin_memory: bool) -> Tensor:
+    """[B, 3, S, S] uint8 to be filled, channels last in memory."""
+    return torch.empty((batch_size, side, side, 3), dtype=torch.uint8, pin_memory=pin_memory).permute(0, 3, 1, 2)

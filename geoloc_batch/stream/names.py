@@ -1,0 +1,55 @@
+"""What a tar member's name says: whether it is a photo, its key, and whose json is whose."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import NamedTuple
+
+from geoloc_batch.stream.photo_meta import IMAGE_EXTENSIONS, split_extension
+
+META_EXTENSION = "json"
+
+
+class MemberName(NamedTuple):
+    """One member's name, taken apart."""
+
+    stem: str
+    """The path without its last extension: a photo's key."""
+    extension: str
+    """In lower case, without its dot; "" where there is none, and for what a file manager left behind."""
+    group: str
+    """The path up to the first dot of its last part. Members that stand together and share it may share a json."""
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether this is a photo."""
+        return self.extension in IMAGE_EXTENSIONS
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether this is a photo's json."""
+        return self.extension == META_EXTENSION
+
+    @property
+    def is_ignored(self) -> bool:
+        """Whether the member counts for nothing, not even as the end of the group before it."""
+        return not self.stem
+
+
+def member_name(path: str) -> MemberName:
+    """Take a member's path apart."""
+    slash = path.rfind("/") + 1
+    # A dot at the start hides a file, it ends no stem. macOS adds "._NAME" to each NAME that has attributes.
+    first = slash
+    while path.startswith(".", first):
+        first += 1
+    if path.startswith("._", slash) or path.startswith("__MACOSX/") or "PaxHeaders" in path[:slash]:
+        return MemberName("", "", "")
+    stem, extension = split_extension(path)
+    dot = path.find(".", first)
+    return MemberName(stem, extension, path if dot < 0 else path[:dot])
+
+
+def key_digest(key: str) -> bytes:
+    """16 bytes that stand for a key: small enough to remember for each photo of a shard, too many to collide."""
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,185 @@
+"""One unit's photos: members of a tar put together with their json, numbered, and told apart.
+
+A photo's json may stand before or after it, so photos wait until the members that share their stem are through.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+from geoloc_batch.errors import DamageError
+from geoloc_batch.records import RowError, Sample, Unit, UnitError
+from geoloc_batch.stream.names import MemberName, key_digest, member_name
+from geoloc_batch.stream.source import Source, open_source
+from geoloc_batch.stream.tar import Member, TarReader
+
+MAX_PHOTO_BYTES = 1 << 30
+"""A larger photo becomes an error row, unread."""
+MAX_META_BYTES = 1 << 20
+"""A photo with a larger json becomes an error row, the json unread."""
+MAX_GROUP_BYTES = 1 << 28
+"""Photos that wait for a json of their group; beyond this they go on without it."""
+
+_LASTING = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+Item = tuple[Sample, bytes] | RowError
+
+
+@dataclass(slots=True)
+class _Waiting:
+    row: int
+    stem: str
+    data: bytes
+    problem: str
+
+
+@dataclass(slots=True)
+class _Group:
+    """Members that stand together and share the stem before the first dot."""
+
+    name: str
+    photos: list[_Waiting] = field(default_factory=list)
+    metas: dict[str, bytes | None] = field(default_factory=dict)
+    """json by stem; None where it is too large."""
+    num_bytes: int = 0
+    is_overfull: bool = False
+    """Some photos went on before the group's end."""
+    has_photos: bool = False
+
+
+class UnitReader:
+    """Reads one unit, once.
+
+    Args:
+        unit: a shard, or a range of one.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self.num_photos = 0
+        """Photos met so far, refused ones included."""
+        self.unit_error: UnitError | None = None
+        """Set when the unit could not be read to its end."""
+        self._unit = unit
+        self._source: Source | None = None
+        self._tar: TarReader | None = None
+        self._is_aborted = False
+        self._seen: set[bytes] = set()
+        self._num_lone_metas = 0
+        self._num_late_metas = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes passed so far."""
+        return self._source.offset - self._unit.start if self._source else 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd."""
+        told = list(self._tar.warnings) if self._tar else []
+        if self._num_lone_metas:
+            told.append(f"{self._num_lone_metas} json stand apart from any photo of their name")
+        if self._num_late_metas:
+            told.append(
+                f"{self._num_late_metas} json came more than {MAX_GROUP_BYTES >> 20} MB after photos of their name, "
+                "which went on without them"
+            )
+        return tuple(told)
+
+    def abort(self) -> None:
+        """End the reading from another thread, also where it waits for a pipe or a server."""
+        self._is_aborted = True
+        if self._source is not None:
+            self._source.abort()
+
+    def __iter__(self) -> Generator[Item, None, None]:
+        """Give (sample, bytes) or a row error for each photo, in order; damage ends it and sets unit_error."""
+        shard = self._unit.source
+        try:
+            self._source = open_source(shard, start=self._unit.start)
+        except OSError as error:
+            is_retryable = error.errno not in _LASTING
+            message = f"cannot be opened: {error.strerror or error}"
+            self.unit_error = UnitError(shard, message, -1, self._unit.num_bytes or None, is_retryable)
+            return
+        try:
+            if not self._is_aborted:
+                self._tar = TarReader(self._source, stop=self._unit.stop)
+                yield from self._grouped(self._tar)
+        except DamageError as damage:
+            self.unit_error = UnitError(shard, str(damage), damage.offset, damage.bytes_unread, damage.retryable)
+        except MemoryError:
+            message, at = "too little memory to read on", self._source.offset
+            self.unit_error = UnitError(shard, message, at, None, retryable=True)
+        finally:
+            self._source.close()
+
+    def _grouped(self, tar: TarReader) -> Iterator[Item]:
+        group = _Group("")
+        try:
+            for member in tar:
+                name = member_name(member.name)
+                if name.is_ignored:
+                    continue
+                if name.group != group.name:
+                    yield from self._settled(group, is_whole=True)
+                    group = _Group(name.group)
+                    if self._is_full:
+                        return
+                self._add(tar, member, name, group)
+                if group.num_bytes > MAX_GROUP_BYTES:
+                    yield from self._settled(group, is_whole=False)
+        except DamageError:
+            # What was whole before the damage is kept.
+            yield from self._settled(group, is_whole=True)
+            raise
+        yield from self._settled(group, is_whole=True)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._unit.max_rows is not None and self.num_photos >= self._unit.max_rows
+
+    def _add(self, tar: TarReader, member: Member, name: MemberName, group: _Group) -> None:
+        group.has_photos |= name.is_photo
+        if name.is_photo and not self._is_full:
+            problem = self._refusal(member, name)
+            data = b"" if problem else tar.read()
+            group.photos.append(_Waiting(self._unit.first_row + self.num_photos, name.stem, data, problem))
+            group.num_bytes += len(data)
+            self._seen.add(key_digest(name.stem))
+            self.num_photos += 1
+        elif name.is_meta:
+            is_readable = not member.problem and member.size <= MAX_META_BYTES
+            group.metas[name.stem] = tar.read() if is_readable else None
+            group.num_bytes += member.size if is_readable else 0
+            if group.is_overfull and all(photo.stem != name.stem for photo in group.photos):
+                self._num_late_metas += name.stem == group.name or key_digest(name.stem) in self._seen
+
+    def _refusal(self, member: Member, name: MemberName) -> str:
+        if key_digest(name.stem) in self._seen:
+            return "the key stands twice in its shard; the first photo is kept"
+        if member.size > MAX_PHOTO_BYTES:
+            return f"the photo has {member.size} bytes, more than {MAX_PHOTO_BYTES}"
+        return member.problem
+
+    def _settled(self, group: _Group, *, is_whole: bool) -> Iterator[Item]:
+        """The photos that waited, with their json. What is no longer needed of the group is dropped."""
+        # The last photo waits on, for its own json is likely to come next.
+        num_ready = len(group.photos) if is_whole else len(group.photos) - 1
+        photos, group.photos = group.photos[:num_ready], group.photos[num_ready:]
+        for photo in photos:
+            meta = group.metas.get(photo.stem, group.metas.get(group.name, b""))
+            problem = photo.problem
+            if meta is None and not problem:
+                problem = f"its json cannot be used: it is sparse or has more than {MAX_META_BYTES} bytes"
+            if problem:
+                yield RowError(photo.stem, self._unit.source, photo.row, "read", problem, retryable=False)
+            else:
+                yield Sample(self._unit, self._unit.source, photo.row, photo.stem, meta or b""), photo.data
+        if is_whole:
+            self._num_lone_metas += bool(group.metas) and not group.has_photos
+        else:
+            group.is_overfull = True
+            group.metas = {stem: meta for stem, meta in group.metas.items() if stem == group.name}
+            group.num_bytes = sum(len(photo.data) for photo in group.photos)

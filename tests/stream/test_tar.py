@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stream_samples import Walk, numbered, tar_bytes, write_tar
+
+from geoloc_batch.errors import DamageError
+from geoloc_batch.stream import tar as tar_module
+from geoloc_batch.stream.source import open_source
+from geoloc_batch.stream.tar import TarReader
+from geoloc_batch.stream.tar_header import BLOCK
+
+FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+NAMES = st.lists(
+    st.text(st.sampled_from("ab.ä漢 -_0"), min_size=1, max_size=60).filter(lambda part: part not in (".", "..")),
+    min_size=1,
+    max_size=6,
+).map("/".join)
+MEMBERS = st.lists(st.tuples(NAMES, st.binary(max_size=1400)), max_size=8)
+
+
+def as_tarfile_reads(path: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar if member.isreg()]  # type: ignore[union-attr]
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(members=MEMBERS)
+def test_members_are_those_that_tarfile_reads(tmp_path: Path, form: str, members: list[tuple[str, bytes]]) -> None:
+    path = write(tmp_path / "a.tar", tar_bytes(members, FORMS[form]))
+    walk = Walk(path)
+    assert walk.damage is None
+    assert walk.members == as_tarfile_reads(path) == [(name.rstrip("/"), data) for name, data in members]
+    assert walk.warnings == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_long_names_are_read_in_every_format(tmp_path: Path, form: str) -> None:
+    # ustar splits at a slash into prefix and name; GNU and PAX put the name before the header.
+    name = "/".join(["folder" * 8] * 3) + "/" + "n" * 50 + ".jpg"
+    walk = Walk(write_tar(tmp_path / "a.tar", [("x.jpg", b"1"), (name, b"22"), ("y.jpg", b"333")], FORMS[form]))
+    assert walk.members == [("x.jpg", b"1"), (name, b"22"), ("y.jpg", b"333")]
+
+
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "pax"])
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program")
+def test_archives_of_the_tar_program_are_read(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "photos"
+    (folder / "inner").mkdir(parents=True)
+    names = ["a.jpg", "inner/b.jpg"] + (["inner/" + "long" * 30 + ".jpg"] if form not in ("v7", "ustar") else [])
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(os.urandom(700 * number))
+    os.link(folder / "a.jpg", folder / "hard.jpg")
+    (folder / "soft.jpg").symlink_to("a.jpg")
+    subprocess.run(["tar", f"--format={form}", "-cf", "a.tar", "-C", folder, "."], cwd=tmp_path, check=True)
+    walk = Walk(tmp_path / "a.tar")
+    assert walk.members == as_tarfile_reads(tmp_path / "a.tar")
+    assert len(walk.members) == len(names)
+    assert [text for text in walk.warnings if text.startswith("2 links were skipped")]
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program")
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_a_sparse_member_is_named_as_a_problem_and_those_behind_it_are_read(tmp_path: Path, form: str) -> None:
+    with open(tmp_path / "a.jpg", "wb") as file:
+        for position in range(0, 40 << 16, 1 << 16):
+            file.seek(position)
+            file.write(b"x" * 5000)
+    (tmp_path / "b.jpg").write_bytes(b"whole")
+    command = ["tar", f"--format={form}", "--sparse", "-cf", "s.tar", "a.jpg", "b.jpg"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        if not tar.getmember("a.jpg").issparse():
+            pytest.skip("this file system has no holes")
+    walk = Walk(tmp_path / "s.tar")
+    assert walk.problems == ["a.jpg"]
+    assert walk.members == [("b.jpg", b"whole")]
+
+
+def test_a_size_in_base_256_is_read(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes([("a.jpg", b"q" * 700), ("b.jpg", b"z")]))
+    data[124:136] = b"\x80" + (700).to_bytes(11, "big")
+    repair_checksum(data)
+    assert Walk(write(tmp_path / "a.tar", data)).members == [("a.jpg", b"q" * 700), ("b.jpg", b"z")]
+
+
+def repair_checksum(data: bytearray, at: int = 0) -> None:
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + BLOCK])
+
+
+def test_pax_headers_give_path_and_size_and_global_ones_last(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "for all"}) as tar:
+        info = tarfile.TarInfo("short.jpg")
+        info.pax_headers = {"path": "über/" + "p" * 200 + ".jpg"}
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    path = write(tmp_path / "a.tar", file.getvalue())
+    source = open_source(str(path))
+    reader = TarReader(source)
+    assert [member.name for member in reader] == ["über/" + "p" * 200 + ".jpg"]
+    assert reader.has_global_header
+    source.close()
+
+
+def test_a_name_that_is_not_utf_8_becomes_text_that_can_be_stored(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes([("caf#.jpg", b"1")]))
+    data[3] = 0xE9
+    repair_checksum(data)
+    assert Walk(write(tmp_path / "a.tar", data)).members == [("caf\\xe9.jpg", b"1")]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_gzip_is_known_by_its_magic_and_not_by_its_name(tmp_path: Path, suffix: str) -> None:
+    members = numbered(5)
+    path = write(tmp_path / f"a.{suffix}", gzip.compress(tar_bytes(members)))
+    walk = Walk(path)
+    assert (walk.members, walk.damage, walk.warnings) == (members, None, [])
+
+
+def test_gzip_members_one_after_another_are_read_as_one(tmp_path: Path) -> None:
+    data = tar_bytes(numbered(5))
+    packed = gzip.compress(data[:3000]) + gzip.compress(data[3000:]) + bytes(700)
+    assert Walk(write(tmp_path / "a.tgz", packed)).members == numbered(5)
+
+
+def test_a_cut_gzip_gives_its_whole_members_and_a_damage(tmp_path: Path) -> None:
+    members = [(f"{n}.jpg", os.urandom(2000)) for n in range(40)]
+    packed = gzip.compress(tar_bytes(members))
+    walk = Walk(write(tmp_path / "a.tgz", packed[: len(packed) // 2]))
+    assert walk.damage is not None
+    assert walk.damage.bytes_unread is None
+    assert "the compressed stream ends too early" in str(walk.damage)
+    assert 10 < len(walk.members) < 30
+    assert walk.members == members[: len(walk.members)]
+
+
+def test_a_flipped_bit_in_gzip_is_a_damage(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(tar_bytes([("a.jpg", os.urandom(5000)), ("b.jpg", bytes(9000))])))
+    packed[-6] ^= 1
+    walk = Walk(write(tmp_path / "a.tgz", packed))
+    assert walk.damage is not None
+    assert "gzip" in str(walk.damage)
+
+
+def test_bytes_after_gzip_are_a_warning(tmp_path: Path) -> None:
+    walk = Walk(write(tmp_path / "a.tgz", gzip.compress(tar_bytes(numbered(2))) + b"tail"))
+    assert walk.damage is None
+    assert walk.warnings == ["4 bytes after the end of the gzip stream were ignored"]
+
+
+# Two members: header at 0, data at 512 (700 bytes, padded to 1024), header at 1536, data at 2048, zeros from 2560.
+TWO = tar_bytes([("a.jpg", b"a" * 700), ("b.jpg", b"b" * 500)])
+
+
+@pytest.mark.parametrize(
+    ("length", "num_whole", "offset"),
+    [
+        (100, 0, 0),
+        (511, 0, 0),
+        (512, 0, 0),
+        (1000, 0, 0),
+        (1211, 0, 0),
+        (1212, 1, None),
+        (1400, 1, None),
+        (1536, 1, 1536),
+        (1537, 1, 1536),
+        (2047, 1, 1536),
+        (2048, 1, 1536),
+        (2547, 1, 1536),
+        (2548, 2, None),
+        (2560, 2, 2560),
+    ],
+)
+def test_a_tar_cut_anywhere_gives_its_whole_members_and_a_damage(
+    tmp_path: Path, length: int, num_whole: int, offset: int | None
+) -> None:
+    walk = Walk(write(tmp_path / "a.tar", TWO[:length]))
+    assert [name for name, _ in walk.members] == ["a.jpg", "b.jpg"][:num_whole]
+    assert walk.damage is not None
+    assert not walk.damage.retryable
+    if offset is not None:
+        assert walk.damage.offset == offset
+    assert walk.damage.bytes_unread == length - walk.damage.offset
+
+
+@pytest.mark.parametrize("length", [3072, 3584, 4000, 10240])
+def test_a_tar_with_a_mark_of_its_end_is_whole(tmp_path: Path, length: int) -> None:
+    walk = Walk(write(tmp_path / "a.tar", TWO[:length]))
+    assert walk.damage is None
+    assert len(walk.members) == 2
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(length=st.integers(0, len(TWO) - 1), position=st.integers(0, 2559), bit=st.integers(0, 7))
+def test_no_cut_or_flipped_header_loses_a_member_in_silence(
+    tmp_path: Path, length: int, position: int, bit: int
+) -> None:
+    cut = Walk(write(tmp_path / "cut.tar", TWO[:length]))
+    assert len(cut.members) == 2 or cut.damage is not None
+    flipped = bytearray(TWO)
+    flipped[position] ^= 1 << bit
+    walk = Walk(write(tmp_path / "flipped.tar", flipped))
+    in_header = position < 512 or 1536 <= position < 2048
+    assert (walk.damage is not None) == in_header
+    assert [len(data) for _, data in walk.members] == ([] if position < 512 else [700] if in_header else [700, 500])
+
+
+def test_a_zeroed_header_is_a_damage_and_not_the_end(tmp_path: Path) -> None:
+    walk = Walk(write(tmp_path / "a.tar", TWO[:1536] + bytes(512) + TWO[2048:]))
+    assert walk.damage is not None
+    assert (walk.damage.offset, walk.damage.bytes_unread) == (1536, 10240 - 1536)
+
+
+def test_a_zeroed_stretch_with_headers_behind_it_is_a_damage(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes([(f"{n}.jpg", os.urandom(3000)) for n in range(6)]))
+    data[3584 : 3584 + 1024] = bytes(1024)
+    walk = Walk(write(tmp_path / "a.tar", data))
+    assert [name for name, _ in walk.members] == ["0.jpg"]
+    assert walk.damage is not None
+    assert walk.damage.offset == 3584
+
+
+def test_garbage_after_the_end_is_a_warning(tmp_path: Path) -> None:
+    walk = Walk(write(tmp_path / "a.tar", TWO + b"garbage" * 300))
+    assert walk.damage is None
+    assert len(walk.members) == 2
+    assert walk.warnings == ["2100 bytes after the archive's end, at byte 10240, were ignored"]
+
+
+def test_concatenated_archives_are_read_through(tmp_path: Path) -> None:
+    data = tar_bytes(numbered(2)) + tar_bytes(numbered(3, first=2), tarfile.PAX_FORMAT) + tar_bytes([])
+    walk = Walk(write(tmp_path / "a.tar", data))
+    assert (walk.members, walk.damage, walk.warnings) == (numbered(5), None, [])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"hello", "not a tar archive: it begins with b'hello'"),
+        (b"<html>" * 400, "not a tar archive"),
+        (b"\xff\xd8\xff\xe0" * 300, "JPEG"),
+        (b"\x28\xb5\x2f\xfd" * 300, "pipe:zstd -dc"),
+    ],
+)
+def test_what_is_no_tar_is_said_at_offset_0(tmp_path: Path, data: bytes, words: str) -> None:
+    walk = Walk(write(tmp_path / "a.tar", data))
+    assert walk.damage is not None
+    assert words in str(walk.damage)
+    assert (walk.damage.offset, walk.damage.bytes_unread) == (0, len(data))
+
+
+def test_an_empty_archive_is_whole(tmp_path: Path) -> None:
+    assert Walk(write(tmp_path / "a.tar", tar_bytes([]))).damage is None
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_a_retryable_damage(tmp_path: Path) -> None:
+    members = [(f"{n:03d}.jpg", os.urandom(100_000)) for n in range(60)]
+    path = write(tmp_path / "a.tar", tar_bytes(members))
+    source = open_source(str(path))
+    reader = TarReader(source)
+    read: list[tuple[str, bytes]] = []
+
+    def read_all() -> None:
+        for member in reader:
+            read.append((member.name, reader.read()))
+            if len(read) == 5:
+                os.truncate(path, 3_000_000)
+
+    with pytest.raises(DamageError, match="shrank from") as caught:
+        read_all()
+    source.close()
+    assert caught.value.retryable
+    assert read == members[: len(read)]
+    assert caught.value.bytes_unread == len(tar_bytes(members)) - caught.value.offset
+
+
+def test_members_that_are_not_read_are_skipped_without_reading_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", tar_bytes([("a.bin", bytes(5 << 20)), ("b.jpg", b"1")]))
+    source = open_source(str(path))
+    names = [member.name for member in TarReader(source)]
+    source.close()
+    assert names == ["a.bin", "b.jpg"]
+
+
+def test_a_member_larger_than_the_file_fills_no_memory(tmp_path: Path) -> None:
+    data = bytearray(TWO)
+    data[124:136] = b"\x80" + (1 << 50).to_bytes(11, "big")
+    repair_checksum(data)
+    walk = Walk(write(tmp_path / "a.tar", data))
+    assert walk.members == []
+    assert walk.damage is not None
+    assert walk.damage.offset == 0
+
+
+def test_an_extended_header_that_announces_too_much_is_a_damage(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes([("n" * 150, b"1")], tarfile.GNU_FORMAT))
+    data[124:136] = b"%011o\0" % (tar_module.MAX_EXTENSION_BYTES + 1)
+    repair_checksum(data)
+    walk = Walk(write(tmp_path / "a.tar", data))
+    assert walk.damage is not None
+    assert "bytes of names" in str(walk.damage)
+
+
+@pytest.mark.parametrize("records", [b"12 path=a\n", b"x path=a\n", b"8 path=a\n", b"30 path=a\n"])
+def test_damaged_pax_records_are_a_damage(tmp_path: Path, records: bytes) -> None:
+    header = bytearray(tar_bytes([("pax", records)]))
+    header[156:157] = b"x"
+    repair_checksum(header)
+    walk = Walk(write(tmp_path / "a.tar", header[:1024] + TWO))
+    assert walk.damage is not None
+    assert "PAX records" in str(walk.damage)
