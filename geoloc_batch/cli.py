@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from geoloc_batch.errors import ConfigError, GeolocError, UserError
 from geoloc_batch.flags import defaults_from_toml
 from geoloc_batch.run.config import EmbedConfig, PredictConfig, Summary
-from geoloc_batch.stream.pack_config import PackConfig
+from geoloc_batch.stream.packing.config import PackConfig
 
 EXIT_FAILED, EXIT_MISUSE, EXIT_WITH_ERRORS = 1, 2, 3
 _HELP = {"-h", "--help"}

@@ -32,7 +32,7 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 TORCH_FREE = ["", ".cli", ".api", ".errors", ".records", ".cpus", ".flags", ".run.config", ".model.config"]
-TORCH_FREE += [".stream.config", ".stream.pack_config", ".locate.config"]
+TORCH_FREE += [".stream.config", ".stream.packing.config", ".locate.config"]
 TORCH_FREE += sorted(
     f".{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}"
     for room in ("geo", "store")

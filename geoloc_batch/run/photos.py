@@ -17,7 +17,7 @@ from geoloc_batch.run.config import PredictConfig, Summary
 from geoloc_batch.run.jobs import predict
 from geoloc_batch.store.pin import PACKED, refuse_foreign
 from geoloc_batch.stream.pack import pack
-from geoloc_batch.stream.photo_meta import IMAGE_EXTENSIONS
+from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS
 
 MAX_SHOWN = 50
 _SMALL_BATCH = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import NamedTuple
 
-from geoloc_batch.stream.photo_meta import IMAGE_EXTENSIONS, split_extension
+from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS, split_extension
 
 META_EXTENSION = "json"
 

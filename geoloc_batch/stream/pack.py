@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from geoloc_batch.errors import InputError
-from geoloc_batch.stream.pack_config import PackConfig
-from geoloc_batch.stream.pack_folder import StagedFolder
-from geoloc_batch.stream.pack_survey import Survey, add_to_fingerprint, survey_photos
-from geoloc_batch.stream.photo_meta import exif_meta, json_bytes, merged_meta
-from geoloc_batch.stream.photo_sources import PackSource, Photo, open_sources
+from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.stream.packing.folder import StagedFolder
+from geoloc_batch.stream.packing.meta import exif_meta, json_bytes, merged_meta
+from geoloc_batch.stream.packing.sources import PackSource, Photo, open_sources
+from geoloc_batch.stream.packing.survey import Survey, add_to_fingerprint, survey_photos
 from geoloc_batch.stream.samples import MAX_META_BYTES
 
 _READERS, _READ_AHEAD = 8, 16

@@ -20,7 +20,7 @@ from PIL import Image
 from geoloc_batch.errors import ConfigError, InputError, OutputError
 from geoloc_batch.records import RowError, Unit
 from geoloc_batch.stream.pack import pack
-from geoloc_batch.stream.photo_meta import exif_meta, portable_key
+from geoloc_batch.stream.packing.meta import exif_meta, portable_key
 from geoloc_batch.stream.samples import UnitReader
 
 

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from geoloc_batch.errors import InputError
-from geoloc_batch.stream.pack_config import PackConfig
-from geoloc_batch.stream.photo_meta import (
+from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.stream.packing.meta import (
     IMAGE_EXTENSIONS,
     plain_path,
     portable_key,
@@ -103,7 +103,7 @@ def open_sources(config: PackConfig) -> list[PackSource]:
     Raises:
         InputError: a source is absent or of no known kind.
     """
-    from geoloc_batch.stream.photo_tables import CsvTable, ParquetTable
+    from geoloc_batch.stream.packing.tables import CsvTable, ParquetTable
 
     opened: list[PackSource] = []
     for given in config.sources:

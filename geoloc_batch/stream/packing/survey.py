@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoloc_batch.errors import InputError
-from geoloc_batch.stream.pack_config import PackConfig
-from geoloc_batch.stream.photo_sources import Photo
+from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.stream.packing.sources import Photo
 
 _NUM_SHOWN = 3
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geoloc_batch.errors import InputError
-from geoloc_batch.stream.pack_config import PackConfig
-from geoloc_batch.stream.photo_meta import portable_key, split_extension
-from geoloc_batch.stream.photo_sources import Photo, file_obstacle
+from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.stream.packing.meta import portable_key, split_extension
+from geoloc_batch.stream.packing.sources import Photo, file_obstacle
 
 _IMAGE_COLUMNS = ("image", "bytes", "image_bytes")
 _ROWS_WITH_PHOTOS, _ROWS_OF_NAMES = 32, 4096
