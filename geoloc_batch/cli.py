@@ -219,7 +219,7 @@ def _doctor(config: DoctorConfig) -> int:
 
 
 def _demo(config: DemoConfig) -> int:
-    from geoloc_batch.demo import run_demo
+    from geoloc_batch.demo.pipeline import run_demo
 
     _print_json(run_demo(config.out, num_places=config.places, seed=config.seed))
     return 0

@@ -27,5 +27,6 @@ class LocateConfig:
             raise ConfigError(f"--top-k must be at least 1, got {self.top_k}")
         if len(self.cells) > 1 and len(self.cells) != len(self.head):
             raise ConfigError(
-                f"--cells was given {len(self.cells)} times for {len(self.head)} --head; give it once, or once for each head"
+                f"--cells was given {len(self.cells)} times for {len(self.head)} --head; "
+                "give it once, or once for each head"
             )
