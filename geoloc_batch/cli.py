@@ -61,9 +61,8 @@ class DemoConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 misuse; 3 and 75 as a run's Summary says."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("httpx", "huggingface_hub", "root"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("geoloc_batch").setLevel(logging.INFO)
     if arguments == ["--version"]:
         from geoloc_batch import __version__
 

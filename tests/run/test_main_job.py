@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -290,6 +291,18 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seco
         assert process.poll() is None, f"the process ended early with {process.returncode}"
         assert time.monotonic() < end, "nothing happened in time"
         time.sleep(0.005)
+
+
+def test_the_start_of_a_run_says_which_weights_and_licence(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (world.checkpoint / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert main(["embed", str(world.shards), "--out", str(tmp_path / "emb"), *world.encoder_flags]) == 0
+    (world.checkpoint / "README.md").unlink()
+    weights = hashlib.sha256((world.checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    line = next(line for line in caplog.messages if line.startswith("encoder: "))
+    assert weights[:12] in line
+    assert "cc-by-nc-4.0" in line
 
 
 def test_two_processes_on_one_folder_write_each_key_once(world: World, tmp_path: Path) -> None:
