@@ -1,0 +1,1 @@
+"""Builders of partitions, one kind a file."""
