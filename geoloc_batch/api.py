@@ -47,28 +47,28 @@ def embed(shards: Paths, *, out: str | Path, **flags: Any) -> Summary:
 def predict(
     shards: Paths = (),
     *,
-    out: str | Path,
+    out: str | Path = "",
     from_embeddings: str | Path = "",
     save_embeddings: bool = False,
     **flags: Any,
 ) -> Summary:
-    """Locate the photos of shards, or those whose embeddings were stored.
+    """Locate photos: those of shards, those whose embeddings were stored, or photos as they are.
 
     Args:
-        shards: as `embed` takes them; empty with `from_embeddings`.
-        out: folder of the results.
+        shards: as `embed` takes them, or photos and folders of photos; empty with `from_embeddings`.
+        out: folder of the results; may be left out for photos.
         from_embeddings: a folder that `embed`, or `predict` with `save_embeddings`, wrote.
         save_embeddings: write the embeddings too, in the same pass.
         **flags: any flag of `geoloc predict`: head, cells, top_k, position, encoder, ...
 
     Returns:
-        as `embed`. The rows are in `out/predictions/*.parquet`.
+        as `embed`; for photos also their `places`. The rows are in `out/predictions/*.parquet`.
 
     Raises:
         as `embed`; HeadError, PartitionError: the head does not fit the encoder or the cells.
     """
     from geoloc_batch.run.config import PredictConfig
-    from geoloc_batch.run.jobs import predict as run_predict
+    from geoloc_batch.run.photos import predict as run_predict
 
     given = {"out": out, "from_embeddings": from_embeddings, "save_embeddings": save_embeddings}
     return run_predict(from_flat(PredictConfig, {"shards": _texts(shards), **given, **flags}))

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from geoloc_batch.errors import ConfigError, GeolocError, UserError
+from geoloc_batch.errors import ConfigError, GeolocError, StopRequested, UserError
 from geoloc_batch.flags import defaults_from_toml
 from geoloc_batch.run.config import EmbedConfig, PredictConfig, Summary
 from geoloc_batch.stream.packing.config import PackConfig
 
-EXIT_FAILED, EXIT_MISUSE, EXIT_WITH_ERRORS = 1, 2, 3
+EXIT_FAILED, EXIT_MISUSE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 1, 2, 3, 75
 _HELP = {"-h", "--help"}
 
 
@@ -83,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Disks that fill up, folders that vanish: the operating system's words, the file's name, no traceback.
         _complain(str(error))
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
+    except (StopRequested, KeyboardInterrupt):
+        _complain("stopped before the first photo; run the same command again")
+        return EXIT_INCOMPLETE
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -151,6 +151,7 @@ def _print_json(values: dict[str, Any]) -> None:
 def _print_summary(summary: Summary) -> int:
     values = dataclasses.asdict(summary)
     code = int(values.pop("exit_code"))
+    del values["places"]
     _print_json(values)
     return code
 
@@ -172,15 +173,12 @@ def _embed(config: EmbedConfig) -> int:
 
 
 def _predict(config: PredictConfig) -> int:
-    from geoloc_batch.run.photos import are_photos, format_table, predict_photos
+    from geoloc_batch.run.photos import format_table, predict
 
-    if config.shards and are_photos(config.shards):
-        summary, places = predict_photos(config)
-        print(format_table(places, summary.samples))
-        return _print_summary(summary)
-    from geoloc_batch.run.jobs import predict
-
-    return _print_summary(predict(config))
+    summary = predict(config)
+    if summary.places:
+        print(format_table(summary))
+    return _print_summary(summary)
 
 
 def _status(config: StatusConfig) -> int:

@@ -75,3 +75,7 @@ class DamageError(GeolocError):
         self.offset = offset
         self.bytes_unread = bytes_unread
         self.retryable = retryable
+
+
+class StopRequested(BaseException):
+    """A signal asked for a stop while there was nothing to finish. Like KeyboardInterrupt, no Exception."""

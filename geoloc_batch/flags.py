@@ -61,7 +61,12 @@ def defaults_from_toml(kind: type[Config], path: str | Path, *, missing: Any, ov
 
 def _checked(kind: type, flags: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = flag_names(kind)
-    values = {name.replace("-", "_"): value for name, value in flags.items()}
+    values: dict[str, Any] = {}
+    for written, value in flags.items():
+        name = written.replace("-", "_")
+        if name in values:
+            raise ConfigError(f"{name} stands twice{where}, as {name} and {written}; keep one")
+        values[name] = value
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -42,6 +42,8 @@ class EmbedConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
 
     def __post_init__(self) -> None:
+        if not self.out:
+            raise ConfigError("--out must not be empty: name the folder for the embeddings")
         if not self.shards:
             raise ConfigError("no shards were given: name tar files, a glob, a brace range, a folder, pipe: or http(s)")
 
@@ -74,8 +76,27 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PhotoPlace:
+    """One line of the table that follows `geoloc predict photo.jpg`: where it was taken, or why that cannot be said."""
+
+    photo: str
+    head: str = ""
+    """Which of several heads says so."""
+    lat: float = float("nan")
+    lon: float = float("nan")
+    """Degrees."""
+    cell: int = -1
+    prob: float = float("nan")
+    spread_km: float = float("nan")
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a run of embed or predict ends with. Counts are of the whole output folder, speed of this process."""
+    """What a run of embed or predict ends with.
+
+    Counts are of the given shards, whoever worked on them and when; speed is this process's.
+    """
 
     units: int
     samples: int
@@ -88,3 +109,6 @@ class Summary:
     exit_code: int
     """0 complete; 3 complete with unit errors or too many error rows; 75 incomplete, run again."""
     unit_errors: int = 0
+    """Shards that could not be read to their end."""
+    places: tuple[PhotoPlace, ...] = ()
+    """Where photos were given instead of shards: the first of them, with their places."""

@@ -144,11 +144,14 @@ class Engine:
             features_BD: NDArray[np.float32] = batch.features_BD.cpu().numpy()
         squared_B = np.einsum("bd,bd->b", features_BD, features_BD, dtype=np.float64)
         is_good_B = np.isfinite(squared_B) & (squared_B > 0)
-        self._refuse([sample for sample, good in zip(batch.samples, is_good_B, strict=True) if not good])
+        bad = [sample for sample, good in zip(batch.samples, is_good_B, strict=True) if not good]
+        self._refuse(bad, "encode", "the encoder's features are zero or not finite; try --precision fp32")
         kept = np.flatnonzero(is_good_B)
         with self._telemetry.stage("locate"):
             good_BD = batch.features_BD if is_good_B.all() else batch.features_BD[kept.tolist()]
             located = [locator.locate(good_BD) for locator in self._locators]
+        if not all(np.isfinite(places.topk_prob).all() for places in located):
+            kept, located = self._refuse_unlocated(batch.samples, kept, located)
         units = np.array([batch.samples[row].unit.index for row in kept], dtype=np.int64)
         for index in np.unique(units).tolist():
             rows = np.flatnonzero(units == index)
@@ -161,10 +164,18 @@ class Engine:
         self._telemetry.count(rows=len(kept), errors=len(batch.samples) - len(kept))
         return {sample.unit.index for sample in batch.samples}
 
-    def _refuse(self, samples: Sequence[Sample]) -> None:
+    def _refuse_unlocated(
+        self, samples: Sequence[Sample], kept: NDArray[np.intp], located: list[Located]
+    ) -> tuple[NDArray[np.intp], list[Located]]:
+        """Rows whose probabilities are no numbers: a head with weights near the end of float32 makes such."""
+        is_sound = np.all([np.isfinite(places.topk_prob).all(axis=1) for places in located], axis=0)
+        self._refuse([samples[row] for row in kept[~is_sound]], "locate", "the head's probabilities are not finite")
+        rows = np.flatnonzero(is_sound)
+        return kept[rows], [places.take(rows) for places in located]
+
+    def _refuse(self, samples: Sequence[Sample], stage: str, message: str) -> None:
         for sample in samples:
-            message = "the encoder's features are zero or not finite; try --precision fp32"
-            error = RowError(sample.key, sample.shard, sample.row, "encode", message, retryable=True)
+            error = RowError(sample.key, sample.shard, sample.row, stage, message, retryable=stage == "encode")
             self._open[sample.unit.index].errors.append(error)
 
     def _write(self, unit: _OpenUnit) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +37,16 @@ EXIT_COMPLETE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 0, 3, 75
 
 def embed(config: EmbedConfig) -> Summary:
     """Turn shards into embeddings. Errors as in geoloc_batch.errors."""
-    return _run_photos(config.shards, config.out, config.run, config.encoder, config.stream, None, embeddings=True)
+    job = _PhotoJob(
+        shards=config.shards,
+        out=config.out,
+        run=config.run,
+        encoder=config.encoder,
+        stream=config.stream,
+        embeddings=True,
+    )
+    with StopSignal() as stop:
+        return job.execute(stop)
 
 
 def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
@@ -48,67 +58,83 @@ def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
     """
     if not config.out:
         raise OutputError("--out is missing: name the folder for the predictions")
-    if config.from_embeddings:
-        return _run_stored(config)
-    return _run_photos(
-        config.shards,
-        config.out,
-        config.run,
-        config.encoder,
-        config.stream,
-        config.locate,
-        embeddings=config.save_embeddings,
-        inputs=inputs,
-    )
+    with StopSignal() as stop:
+        if config.from_embeddings:
+            return _predict_stored(config, stop)
+        job = _PhotoJob(
+            shards=config.shards,
+            out=config.out,
+            run=config.run,
+            encoder=config.encoder,
+            stream=config.stream,
+            embeddings=config.save_embeddings,
+            locate=config.locate,
+            inputs=inputs,
+        )
+        return job.execute(stop)
 
 
-def _run_photos(
-    shards: Sequence[str],
-    out: str,
-    run: RunConfig,
-    encoder_config: EncoderConfig,
-    stream: StreamConfig,
-    locate: LocateConfig | None,
-    *,
-    embeddings: bool,
-    inputs: Sequence[str] = (),
-) -> Summary:
-    units = plan_units(expand_shards(shards), limit=run.limit)
-    worker = this_worker()
-    encoder = _load(encoder_config, worker)
-    locators = _locators(locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
-    pinned = {
-        **_pinned(run, locate, locators, embeddings=embeddings),
-        **_pinned_encoder(encoder),
-        "apply_orientation": stream.apply_orientation,
-        "max_pixels": stream.max_pixels,
-    }
-    if inputs:
-        pinned["inputs"] = list(inputs)
-    adoptable = [
-        name
-        for name, is_left_open in {
-            "precision": encoder_config.precision == "auto",
-            "compile": encoder_config.compile == "auto",
-            "batch_size": encoder_config.batch_size == 0,
-        }.items()
-        if is_left_open
-    ]
-    ledger = Ledger(Path(out))
-    try:
-        effective = ledger.open(pinned, adoptable=adoptable)
-        if any(effective[name] != pinned[name] for name in adoptable):
-            log.info("adopting what the first rank pinned: %s", {name: effective[name] for name in adoptable})
-            encoder = _load(_adopt(encoder_config, effective), worker)
-        log.info("encoder: %s", encoder.summary())
-        with StopSignal() as stop:
-            source = PhotoSource(encoder, stream, stop)
-            return _drive(ledger, units, source, _outputs(locators, embeddings), locators, run, worker, stop)
-    finally:
-        ledger.close()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PhotoJob:
+    """From shards of photos to what is asked for."""
+
+    shards: Sequence[str]
+    out: str
+    run: RunConfig
+    encoder: EncoderConfig
+    stream: StreamConfig
+    embeddings: bool
+    locate: LocateConfig | None = None
+    inputs: Sequence[str] = ()
+
+    def execute(self, stop: StopSignal) -> Summary:
+        units = plan_units(expand_shards(self.shards), limit=self.run.limit)
+        worker = this_worker()
+        encoder = _load(self.encoder, worker)
+        locators = _locators(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
+        pinned = self._pinned(encoder, locators)
+        with closing(Ledger(self.out)) as ledger:
+            adoptable = self._left_open()
+            effective = ledger.open(pinned, adoptable=adoptable)
+            if any(effective[name] != pinned[name] for name in adoptable):
+                log.info("adopting what the first rank pinned: %s", {name: effective[name] for name in adoptable})
+                encoder = _load(_adopt(self.encoder, effective), worker)
+            log.info("encoder: %s", encoder.summary())
+            source = PhotoSource(encoder, self.stream, stop)
+            outputs = _outputs(locators, self.embeddings)
+            return _drive(ledger, units, source, outputs, locators, self.run, worker, stop)
+
+    def _pinned(self, encoder: Encoder, locators: Sequence[Locator]) -> dict[str, Any]:
+        """Everything that decides what the rows are."""
+        pinned = {
+            **_pinned(self.run, self.locate, locators, embeddings=self.embeddings),
+            "encoder_sha256": encoder.sha256,
+            "encoder_fingerprint": encoder.fingerprint,
+            "tap": encoder.tap,
+            "dim": encoder.dim,
+            "image_size": encoder.image_size,
+            "precision": encoder.precision,
+            "compile": encoder.compiled,
+            "batch_size": encoder.batch_size,
+            "apply_orientation": self.stream.apply_orientation,
+            "max_pixels": self.stream.max_pixels,
+        }
+        if self.inputs:
+            pinned["inputs"] = list(self.inputs)
+        return pinned
+
+    def _left_open(self) -> list[str]:
+        """Settings that the user left to us: those of the first rank hold for all."""
+        is_left_open = {
+            "precision": self.encoder.precision == "auto",
+            "compile": self.encoder.compile == "auto",
+            "batch_size": self.encoder.batch_size == 0,
+        }
+        return [name for name, is_open in is_left_open.items() if is_open]
 
 
-def _run_stored(config: PredictConfig) -> Summary:
+def _predict_stored(config: PredictConfig, stop: StopSignal) -> Summary:
+    """From stored embeddings to places."""
     units = _limited(plan_embeddings(config.from_embeddings), config.run.limit)
     worker = this_worker()
     origin = origin_of(config.from_embeddings, units, tap=config.encoder.tap)
@@ -119,14 +145,19 @@ def _run_stored(config: PredictConfig) -> Summary:
         "tap": origin.tap,
         "from_embeddings": True,
     }
-    ledger = Ledger(Path(config.out))
-    try:
+    with closing(Ledger(config.out)) as ledger:
         ledger.open(pinned)
-        with StopSignal() as stop:
-            source = StoredSource(worker.device)
-            return _drive(ledger, units, source, _outputs(locators, False), locators, config.run, worker, stop)
-    finally:
-        ledger.close()
+        outputs = _outputs(locators, embeddings=False)
+        source = StoredSource(worker.device)
+        summary = _drive(ledger, units, source, outputs, locators, config.run, worker, stop)
+    if origin.num_missing and config.run.limit is None:
+        log.warning(
+            "%s is not complete: %d of its units are missing; finish it, then run the same command again",
+            config.from_embeddings,
+            origin.num_missing,
+        )
+        return dataclasses.replace(summary, exit_code=EXIT_INCOMPLETE)
+    return summary
 
 
 def _limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
@@ -156,6 +187,7 @@ def _drive(
     plan = ledger.adopt_plan(units)
     for warning in ledger.warnings:
         log.warning("%s", warning)
+    stop.defer()
     telemetry = Telemetry(
         ledger.out / "_logs" / f"{worker.name}.jsonl", total_bytes=sum(unit.num_bytes for unit in plan)
     )
@@ -227,18 +259,7 @@ def _pinned(
     pinned: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "limit": run.limit, "embeddings": embeddings}
     if locate is not None:
         pinned |= {"top_k": locate.top_k, "position": locate.position}
-        pinned["heads"] = [{"name": locator.name, **locator.identity} for locator in locators]
+        # A name counts where it names a folder of results: among several.
+        names = [{"name": locator.name} if len(locators) > 1 else {} for locator in locators]
+        pinned["heads"] = [{**name, **locator.identity} for name, locator in zip(names, locators, strict=True)]
     return pinned
-
-
-def _pinned_encoder(encoder: Encoder) -> dict[str, Any]:
-    return {
-        "encoder_sha256": encoder.sha256,
-        "encoder_fingerprint": encoder.fingerprint,
-        "tap": encoder.tap,
-        "dim": encoder.dim,
-        "image_size": encoder.image_size,
-        "precision": encoder.precision,
-        "compile": encoder.compiled,
-        "batch_size": encoder.batch_size,
-    }

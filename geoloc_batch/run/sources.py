@@ -6,6 +6,7 @@ Shape letters: B batch, D features.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -20,6 +21,7 @@ from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.run.workers import StopSignal
 from geoloc_batch.store.features import read_features
 from geoloc_batch.store.pin import RUN_FILE, read_config
+from geoloc_batch.store.status import status
 from geoloc_batch.stream.batches import Batch, BatchStream
 from geoloc_batch.stream.config import StreamConfig
 
@@ -70,10 +72,11 @@ class PhotoSource:
             pin_memory=encoder.device.type == "cuda",
         )
         items = iter(stream)
-        try:
+        with closing(stream), self._stop.calling(stream.close):
             while True:
                 with telemetry.stage("wait"):
                     item = next(items, None)
+                _measure(stream, telemetry)
                 if item is None or self._stop.is_set():
                     return
                 if isinstance(item, Batch):
@@ -82,10 +85,6 @@ class PhotoSource:
                     yield features
                 else:
                     yield item
-                _measure(stream, telemetry)
-        finally:
-            _measure(stream, telemetry)
-            stream.close()
 
     def _encode(self, batch: Batch) -> FeatureBatch:
         pixels = batch.pixels.to(self._encoder.device, non_blocking=True)
@@ -123,6 +122,8 @@ class Origin:
     tap: str
     encoder_sha256: str | None
     """None for a folder that another tool wrote."""
+    num_missing: int = 0
+    """Units of the run that wrote it which are not there yet."""
 
 
 def origin_of(folder: str | Path, units: Sequence[Unit], *, tap: str) -> Origin:
@@ -135,8 +136,13 @@ def origin_of(folder: str | Path, units: Sequence[Unit], *, tap: str) -> Origin:
     dim = read_features(units[0].source).num_features
     if not (Path(folder) / RUN_FILE).is_file():
         return Origin(dim=dim, tap=tap, encoder_sha256=None)
-    config = read_config(Path(folder))
-    return Origin(dim=dim, tap=str(config["tap"]), encoder_sha256=str(config["encoder_sha256"]))
+    config, run = read_config(Path(folder)), status(folder)
+    return Origin(
+        dim=dim,
+        tap=str(config["tap"]),
+        encoder_sha256=str(config["encoder_sha256"]),
+        num_missing=run.units - run.done,
+    )
 
 
 class StoredSource:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from geoloc_batch.cpus import usable_cpus
+from geoloc_batch.errors import StopRequested
 
 # The launchers' variables, first found wins: torchrun and accelerate launch, SLURM's srun, Open MPI, MPICH.
 _RANK = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _WORLD = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_WATCH_S = 0.1
 _LOCAL_WORLD = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -86,14 +88,15 @@ def _environment(*, hidden: tuple[str, ...], given: dict[str, str]) -> Iterator[
 class StopSignal:
     """Set by SIGTERM, SIGINT (Ctrl-C) and SIGUSR2; a second one ends the process at once.
 
-    Used as a context manager around a run. Outside the main thread, where Python allows no handlers, it is never set
-    by a signal.
+    Used as a context manager around a run. Until `defer` is called there is nothing to finish, and the signal raises
+    StopRequested. Outside the main thread, where Python allows no handlers, it is never set by a signal.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._is_deferred = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -110,6 +113,12 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._event.set()
+        if not self._is_deferred:
+            raise StopRequested
+
+    def defer(self) -> None:
+        """From here on a signal only asks for a stop: whole units are to be committed first."""
+        self._is_deferred = True
 
     def set(self) -> None:
         """Ask for a stop without a signal."""
@@ -122,3 +131,25 @@ class StopSignal:
     def wait(self, seconds: float) -> bool:
         """Sleep until asked to stop, at most `seconds`."""
         return self._event.wait(seconds)
+
+    @contextmanager
+    def calling(self, action: Callable[[], None]) -> Iterator[None]:
+        """While inside, `action` is called once, in a thread of its own, when a stop is asked for.
+
+        Not in the handler: that runs in the main thread, which may hold the very lock that the action needs.
+        """
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.is_set():
+                if self._event.wait(_WATCH_S):
+                    action()
+                    return
+
+        watcher = threading.Thread(target=watch, name="stop-watcher", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            watcher.join()

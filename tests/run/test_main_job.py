@@ -285,6 +285,35 @@ def test_sigterm_ends_with_75_and_the_next_run_completes(world: World, tmp_path:
     assert main(["verify", str(out)]) == 1
 
 
+def test_sigterm_ends_a_run_that_waits_for_a_stalled_pipe_and_the_pipe_with_it(world: World, tmp_path: Path) -> None:
+    shard = make_shards(tmp_path / "shards", [3])[0]
+    out, mark = tmp_path / "out", f"61.{os.getpid()}"
+    arguments = ["embed", f"pipe:cat {shard}; sleep {mark}", "--out", str(out), *world.encoder_flags]
+    process = subprocess.Popen([sys.executable, "-m", "geoloc_batch", *arguments], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(list((out / "_leases").glob("000000.*"))) >= 1, process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 75
+    assert list((out / "_leases").glob("000000.*")) == []
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [line for line in running if mark.encode() in line and b"sleep" in line]
+
+
+def test_a_signal_while_the_parts_are_loaded_ends_with_75_too(world: World, tmp_path: Path) -> None:
+    arguments = ["embed", str(world.shards), "--out", str(tmp_path / "out"), *world.encoder_flags]
+    script = (
+        "import os, signal, sys\n"
+        "from geoloc_batch.run import jobs\n"
+        "jobs.load_encoder = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from geoloc_batch.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert "run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -421,3 +450,48 @@ def test_a_head_for_other_features_is_refused_before_anything_is_written(
     assert main(["predict", str(world.shards), "--out", str(out), *projected]) == 2
     assert "--tap pooled" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_predicting_from_an_incomplete_run_says_so_and_is_completed_later(
+    world: World, geoloc: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    emb, pred = tmp_path / "emb", tmp_path / "pred"
+    geoloc("embed", world.shards, "--out", emb, *world.encoder_flags)
+    aside = tmp_path / "aside"
+    moved = ["img_emb/img_emb_000001.npy", "metadata/metadata_000001.parquet", "_done/000/000001.json"]
+    for name in moved:
+        (aside / name).parent.mkdir(parents=True)
+        (emb / name).rename(aside / name)
+    code, summary = geoloc("predict", "--from-embeddings", emb, "--out", pred, *world.head_flags)
+    assert (code, summary["rows"]) == (75, sum(COUNTS) - COUNTS[1])
+    assert "1 of its units are missing" in caplog.text
+    for name in moved:
+        (aside / name).rename(emb / name)
+    code, summary = geoloc("predict", "--from-embeddings", emb, "--out", pred, *world.head_flags)
+    assert (code, summary["rows"]) == (0, sum(COUNTS))
+
+
+def test_a_head_may_move_between_two_runs(world: World, geoloc: Callable[..., Any], tmp_path: Path) -> None:
+    flags = ["--out", tmp_path / "out", *world.encoder_flags]
+    assert geoloc("predict", world.shards, *flags, *world.head_flags)[0] == 0
+    head, cells = make_head(tmp_path / "elsewhere")
+    head.write_bytes(world.head.read_bytes())
+    cells.write_bytes(world.cells.read_bytes())
+    assert geoloc("predict", world.shards, *flags, "--head", head)[0] == 0
+
+
+def test_rows_whose_probabilities_are_no_numbers_become_errors(
+    world: World, geoloc: Callable[..., Any], tmp_path: Path
+) -> None:
+    state = torch.load(world.head, weights_only=True)
+    state["model"]["head.2.weight"] = torch.where(state["model"]["head.2.weight"] > 0, 3e38, -3e38)
+    (tmp_path / "head").mkdir()
+    torch.save(state, tmp_path / "head" / "best.pt")
+    flags = ["--head", tmp_path / "head" / "best.pt", "--cells", world.cells, *world.encoder_flags]
+    code, summary = geoloc("predict", world.shards, "--out", tmp_path / "out", *flags)
+    assert code == 3
+    assert summary["rows"] + summary["errors"] == summary["samples"] == 27
+    assert summary["errors"] > 0
+    assert all(np.isfinite(row["prob"]) for row in predictions(tmp_path / "out"))
+    errors = pq.read_table(tmp_path / "out" / "errors" / "errors_000001.parquet").to_pylist()
+    assert {error["stage"] for error in errors} == {"locate"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import torch
 
+from geoloc_batch.errors import StopRequested
 from geoloc_batch.run.workers import StopSignal, this_worker
 
 
@@ -48,8 +50,29 @@ def test_the_rank_comes_from_the_launcher_without_joining_a_process_group(
 def test_a_signal_asks_for_a_stop_and_the_handlers_go_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignal() as stop:
+        stop.defer()
         assert not stop.is_set()
         signal.raise_signal(number)
         assert stop.is_set()
         assert stop.wait(10)
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_raises_while_there_is_nothing_to_finish() -> None:
+    with StopSignal() as stop, pytest.raises(StopRequested):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.is_set()
+
+
+def test_what_is_to_be_done_on_a_stop_is_done_once_and_only_then() -> None:
+    calls: list[str] = []
+    stop = StopSignal()
+    with stop.calling(lambda: calls.append("first")):
+        pass
+    with stop.calling(lambda: calls.append("second")):
+        stop.set()
+        for _ in range(200):
+            if calls:
+                break
+            time.sleep(0.01)
+    assert calls == ["second"]

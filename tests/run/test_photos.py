@@ -1,0 +1,100 @@
+"""`geoloc predict` on photos instead of shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_world import draw_jpeg, make_head, make_shards
+
+import geoloc_batch
+from geoloc_batch.cli import main
+from geoloc_batch.stream import pack as packing
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    head, _ = make_head(tmp_path_factory.mktemp("head"), dim=192)
+    return ["--encoder", "demo", "--head", str(head)]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.jpg").write_bytes(draw_jpeg(ord(name)))
+    return folder
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_glob_of_photos_is_a_table_of_photos(
+    photos: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", f"{photos}/[ab].jpg", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0].endswith(("a.jpg", "b.jpg")) for line in lines[1:-1]] == [True, True]
+
+
+def test_photos_that_cannot_be_read_or_decoded_stand_in_the_table(
+    photos: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    (photos / "text.jpg").write_text("no photo")
+    assert main(["predict", str(photos), *flags]) == 3
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert {"samples": 5, "rows": 3, "errors": 2}.items() <= json.loads(summary).items()
+    assert any("gone.jpg" in line and "read: No such file" in line for line in lines)
+    assert any("text" in line and "decode: " in line for line in lines)
+
+
+def test_photos_and_shards_are_told_apart_or_refused(
+    photos: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = make_shards(tmp_path / "shards", [2])[0]
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["predict", f"pipe:cat {shard}; echo >/dev/null a.jpg", *out, *flags]) == 0
+    assert last_json(capsys)["rows"] == 2
+    assert main(["predict", str(photos), str(shard), *flags]) == 2
+    assert "one kind per run" in capsys.readouterr().err
+    (photos / "000000.tar").write_bytes(shard.read_bytes())
+    assert main(["predict", str(photos), *flags]) == 2
+    assert "holds shards (000000.tar) and photos" in capsys.readouterr().err
+
+
+def test_photos_added_since_they_were_packed_are_not_ignored_in_silence(
+    photos: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", str(photos), "--out", str(tmp_path / "out"), *flags]
+    assert main(command) == 0
+    assert main(command) == 0
+    (photos / "d.jpg").write_bytes(draw_jpeg(4))
+    assert main(command) == 2
+    assert "other photos" in capsys.readouterr().err
+
+
+def test_a_packing_that_was_killed_is_done_again(
+    photos: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(_folder: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["predict", str(photos), "--out", str(tmp_path / "out"), *flags]
+    with monkeypatch.context() as broken:
+        broken.setattr(packing.StagedFolder, "publish", killed)
+        assert main(command) == 75
+    assert main(command) == 0
+    assert last_json(capsys)["rows"] == 3
+
+
+def test_the_python_function_takes_photos_too(photos: Path, flags: list[str]) -> None:
+    summary = geoloc_batch.predict(photos / "a.jpg", encoder="demo", head=flags[3])
+    assert (summary.rows, summary.exit_code, summary.out) == (1, 0, "")
+    (place,) = summary.places
+    assert place.photo.endswith("a.jpg")
+    assert -90 <= place.lat <= 90
+    assert 0 < place.prob <= 1
