@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench clean
+.PHONY: help install demo test test-slow test-kill check format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,10 +24,13 @@ demo: $(READY)  ## Run the whole pipeline on a small synthetic Europe, under 90 
 	$(BIN)/python -m geoloc_batch demo --out demo-out
 
 test: $(READY)  ## Run the tests, under 6 minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not kill"
 
 test-slow: $(READY)  ## Run the tests that take minutes: memory over 20,000 photos
 	$(BIN)/python -m pytest -m slow
+
+test-kill: $(READY)  ## Kill a run at every file operation and resume it, about 5 minutes
+	$(BIN)/python -m pytest -m kill -s
 
 check: $(READY)  ## Lint, format and type check
 	$(BIN)/ruff check .

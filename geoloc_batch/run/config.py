@@ -21,12 +21,17 @@ class RunConfig:
     """Stop after this many photos, in the order of the shards: a trial."""
     max_error_rate: float = 0.01
     """More error rows than this share of the photos make exit code 3."""
+    heartbeat_s: float = 15.0
+    """Seconds between two signs of life of this process. One that misses four of them is taken for dead, and its work
+    is done by others; give all processes on one OUT the same."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit must be at least 1, got {self.limit}")
         if not 0 <= self.max_error_rate <= 1:
             raise ConfigError(f"--max-error-rate must lie between 0 and 1, got {self.max_error_rate}")
+        if not 0.05 <= self.heartbeat_s <= 3600:
+            raise ConfigError(f"--heartbeat-s must lie between 0.05 and 3600 seconds, got {self.heartbeat_s}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

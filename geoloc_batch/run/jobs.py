@@ -93,7 +93,7 @@ class _PhotoJob:
         encoder = _load(self.encoder, worker)
         locators = _locators(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
         pinned = self._pinned(encoder, locators)
-        with closing(Ledger(self.out)) as ledger:
+        with closing(Ledger(self.out, beat_s=self.run.heartbeat_s)) as ledger:
             adoptable = self._left_open()
             effective = ledger.open(pinned, adoptable=adoptable)
             if any(effective[name] != pinned[name] for name in adoptable):
@@ -145,7 +145,7 @@ def _predict_stored(config: PredictConfig, stop: StopSignal) -> Summary:
         "tap": origin.tap,
         "from_embeddings": True,
     }
-    with closing(Ledger(config.out)) as ledger:
+    with closing(Ledger(config.out, beat_s=config.run.heartbeat_s)) as ledger:
         ledger.open(pinned)
         outputs = _outputs(locators, embeddings=False)
         source = StoredSource(worker.device)
