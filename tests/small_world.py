@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 NUM_CELLS, IMAGE_SIZE, DIM = 37, 56, 48
+COUNTS = [5, 9, 1, 12]
+"""Photos in each shard of a World."""
+BATCH = 8
 
 
 def make_checkpoint(folder: Path, *, image_size: int = IMAGE_SIZE, hidden_act: str = "quick_gelu") -> Path:
@@ -113,3 +121,39 @@ def tree_bytes(out: Path) -> dict[str, bytes]:
     """Every result file of a run by its path below `out`: what must not differ between two runs."""
     trees = [path for path in out.rglob("*") if path.is_file() and not path.relative_to(out).parts[0].startswith("_")]
     return {str(path.relative_to(out)): path.read_bytes() for path in trees if path.name != "run.json"}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything is, and the flags that name it."""
+
+    root: Path
+    checkpoint: Path
+    head: Path
+    cells: Path
+    shards: Path
+
+    @property
+    def encoder_flags(self) -> list[str]:
+        return ["--encoder", str(self.checkpoint), "--batch-size", str(BATCH)]
+
+    @property
+    def head_flags(self) -> list[str]:
+        return ["--head", str(self.head), "--cells", str(self.cells)]
+
+
+def predictions(out: Path, tree: str = "") -> list[dict[str, Any]]:
+    """Every row of a run, in the order of the units."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted((out / tree / "predictions").glob("*.parquet")):
+        rows += pq.read_table(path).to_pylist()
+    return rows
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 60) -> None:
+    """Wait until something has happened in a process that goes on meanwhile."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the process ended early with {process.returncode}"
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.005)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_world import draw_jpeg, make_head, make_shards
+from small_world import World, draw_jpeg, make_head, make_shards, predictions
 
 import geoloc_batch
 from geoloc_batch.cli import main
@@ -98,3 +98,46 @@ def test_the_python_function_takes_photos_too(photos: Path, flags: list[str]) ->
     assert place.photo.endswith("a.jpg")
     assert -90 <= place.lat <= 90
     assert 0 < place.prob <= 1
+
+
+def test_a_photo_is_located_without_an_output_folder(
+    world: World, real_photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = real_photos[-1]
+    assert main(["predict", str(photo), *world.encoder_flags, *world.head_flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(photo.name in line for line in lines[:-1])
+    assert json.loads(lines[-1])["rows"] == 1
+
+
+def test_a_folder_of_photos_with_an_output_folder_keeps_its_rows_and_refuses_other_photos(
+    world: World, real_photos: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, flags = tmp_path / "out", [*world.encoder_flags, *world.head_flags]
+    assert main(["predict", str(real_photos[-1].parent), "--out", str(out), *flags]) == 0
+    rows = predictions(out)
+    assert len(rows) == 22
+    assert main(["predict", str(real_photos[-1].parent), "--out", str(out), *flags]) == 0
+    assert predictions(out) == rows
+    assert main(["predict", str(real_photos[0].parent), "--out", str(out), *flags]) == 2
+    assert "inputs" in capsys.readouterr().err
+    assert predictions(out) == rows
+
+
+def test_photos_are_not_packed_into_a_folder_of_something_else(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(draw_jpeg(0))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("mine")
+    flags = ["--out", str(tmp_path / "home"), *world.encoder_flags, *world.head_flags]
+    assert main(["predict", str(tmp_path / "photo.jpg"), *flags]) == 2
+    assert "thesis.txt" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]
+
+
+def test_photos_and_shards_together_are_misuse(world: World, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(draw_jpeg(0))
+    shard = make_shards(tmp_path / "shards", [1])[0]
+    flags = [*world.encoder_flags, *world.head_flags]
+    assert main(["predict", str(tmp_path / "photo.jpg"), str(shard), *flags]) == 2
