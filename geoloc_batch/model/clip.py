@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ from geoloc_batch.model.checkpoint import (
     read_licence,
     read_normalization,
 )
-from geoloc_batch.model.hub import KNOWN_LICENCES, fetch_checkpoint, split_hub_id
+from geoloc_batch.model.hub import KNOWN_LICENCES, PINNED_REVISIONS, fetch_checkpoint, split_hub_id
 from geoloc_batch.model.weights import find_weights, load_state, sha256_of
 
 # The byte-pair vocabulary that OpenAI's CLIP and all checkpoints derived from it share.
@@ -92,9 +93,31 @@ def load_clip(encoder: str) -> Clip:
             raise CheckpointError(f"--encoder {encoder}: no such folder; give {FORMS}")
         raise CheckpointError(f"--encoder {encoder} is of no known kind and no folder; give {FORMS}")
     repo, revision = hub_id
+    _refuse_mistyped(encoder, repo)
     folder = fetch_checkpoint(repo, revision)
     licence = KNOWN_LICENCES.get(repo) or read_licence(folder)
     return load_folder(folder, name=f"{repo}@{folder.name}", licence=licence)
+
+
+def _refuse_mistyped(encoder: str, repo: str) -> None:
+    """A hub id whose owner is the name of a folder that is here is a path with a slip in it, unless it says @REVISION.
+
+    Raises:
+        CheckpointError: so it looks.
+    """
+    owner, name = (Path(part) for part in repo.split("/"))
+    if "@" in encoder or repo in PINNED_REVISIONS or not owner.is_dir():
+        return
+    try:
+        folders = sorted(entry.name for entry in owner.iterdir() if entry.is_dir())
+    except OSError:
+        folders = []
+    near = difflib.get_close_matches(name.name, folders, n=3, cutoff=0.4)
+    there = f"did you mean {' or '.join(f'{owner}/{folder}' for folder in near)}? " if near else ""
+    raise CheckpointError(
+        f"--encoder {encoder}: no such folder, although {owner} is one; {there}For the hub's repository of that name "
+        f"pass {repo}@main"
+    )
 
 
 def load_folder(folder: Path, *, name: str, licence: str | None) -> Clip:

@@ -15,7 +15,7 @@ from geoloc_batch.errors import CheckpointError, HubError
 from geoloc_batch.model.checkpoint import Normalization
 from geoloc_batch.model.clip import Clip, Tokenize
 from geoloc_batch.model.hub import first_line
-from geoloc_batch.model.weights import sha256_of, sha256_of_tensors
+from geoloc_batch.model.weights import sha256_of, sha256_of_tensors, torch_reason
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _create(encoder: str, arch: str, pretrained: str, weights: Path | None) -> A
             )
     except Exception as error:
         raise CheckpointError(
-            f"--encoder {encoder}: open_clip cannot load it: {first_line(error)}"
+            f"--encoder {encoder}: open_clip cannot load it: {torch_reason(error)}"
             + ("; is the file this architecture's, and does it hold nothing but weights?" if weights else "")
         ) from error
     model.requires_grad_(False)

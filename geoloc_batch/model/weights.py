@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from geoloc_batch.errors import CheckpointError
 from geoloc_batch.model.checkpoint import ClipConfig
-from geoloc_batch.model.hub import WEIGHT_FILES, first_line, shards_of
+from geoloc_batch.model.hub import WEIGHT_FILES, shards_of
 
 STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_NAMED = 5
@@ -116,16 +117,25 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} holds more than plain tensors, or is damaged ({first_line(error)}). A pickle can run code, so "
+            f"{file} holds more than plain tensors, or is damaged ({torch_reason(error)}). A pickle can run code, so "
             "that it is not loaded. If you trust it, convert it to model.safetensors elsewhere and pass that folder"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{file} is damaged or no PyTorch file: {first_line(error)}; fetch or copy it again"
+            f"{file} is damaged or no PyTorch file: {torch_reason(error)}; fetch or copy it again"
         ) from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} must hold tensors by name and nothing else, as Hugging Face checkpoints do")
     return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def torch_reason(error: Exception) -> str:
+    """What torch.load says is wrong, in one line. How to load the file unsafely, which it says first, is left out."""
+    words = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    # A sentence ends before white space: names with dots in them stay whole.
+    first = re.split(r"\.\s|\n", words, maxsplit=1)[0]
+    is_advice = "weights_only" in first or first.startswith("Weights only load failed")
+    return type(error).__name__ if is_advice or not first else first[:200]
 
 
 def _rules(config: ClipConfig) -> Iterator[_Rule]:

@@ -5,6 +5,7 @@ Shape letters: B batch, S image side.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from geoloc_batch.errors import ConfigError
 from geoloc_batch.records import Sample
 
 
@@ -47,6 +49,30 @@ class Filling:
         return self.pixels.permute(0, 2, 3, 1).numpy()
 
 
-def new_pixels(batch_size: int, side: int, *, pin_memory: bool) -> Tensor:
-    """[B, 3, S, S] uint8 to be filled, channels last in memory."""
-    return torch.empty((batch_size, side, side, 3), dtype=torch.uint8, pin_memory=pin_memory).permute(0, 3, 1, 2)
+def new_ring(num_batches: int, batch_size: int, side: int, *, pin_memory: bool) -> list[Tensor]:
+    """Batches to be filled.
+
+    Returns:
+        [B, 3, S, S] uint8 each, channels last in memory.
+
+    Raises:
+        ConfigError: they do not fit into memory.
+    """
+    num_bytes = num_batches * batch_size * side * side * 3
+    # Asked beforehand: the kernel promises more memory than there is, and kills whoever fills it.
+    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise _no_room(num_batches, batch_size, num_bytes)
+    try:
+        return [
+            torch.empty((batch_size, side, side, 3), dtype=torch.uint8, pin_memory=pin_memory).permute(0, 3, 1, 2)
+            for _ in range(num_batches)
+        ]
+    except (RuntimeError, MemoryError) as error:
+        raise _no_room(num_batches, batch_size, num_bytes) from error
+
+
+def _no_room(num_batches: int, batch_size: int, num_bytes: int) -> ConfigError:
+    return ConfigError(
+        f"--batch-size {batch_size} needs {num_bytes / 1e9:.1f} GB for the {num_batches} batches that photos are "
+        "decoded into, more than there is; pass a smaller one"
+    )

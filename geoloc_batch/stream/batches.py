@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from threading import Thread
+from threading import Lock, Thread
 
 from geoloc_batch.cpus import usable_cpus
 from geoloc_batch.errors import DecodeError
@@ -24,6 +24,7 @@ from geoloc_batch.stream.budget import MemoryBudget
 from geoloc_batch.stream.config import StreamConfig
 from geoloc_batch.stream.decode import photo_pixels
 from geoloc_batch.stream.exchange import Exchange, StoppedError
+from geoloc_batch.stream.interrupt import Interrupt
 from geoloc_batch.stream.samples import UnitReader
 
 __all__ = ["Batch", "BatchStream", "StreamStats"]
@@ -72,6 +73,9 @@ class BatchStream:
         config: threads, limits, orientation.
         pin_memory: page-locked buffers, for copies to CUDA.
         ring: batches that exist; the consumer may hold all but one.
+
+    Raises:
+        ConfigError: the ring does not fit into memory.
     """
 
     def __init__(
@@ -97,12 +101,14 @@ class BatchStream:
             max_waiting_bytes=MAX_WAITING_BYTES,
             max_waiting_photos=max(64, MAX_WAITING_PER_THREAD * self._num_threads),
         )
+        self._interrupt = Interrupt()
         self._reading: UnitReader | None = None
         self._bytes_of_ended = 0
         self._read_busy_s = 0.0
         # One cell a thread: no lock, no lost addition.
         self._decode_busy_s = [0.0] * self._num_threads
         self._threads: list[Thread] = []
+        self._starting = Lock()
 
     def __iter__(self) -> Iterator[Batch | UnitEnd]:
         """Give batches and, once per unit, its UnitEnd, which may come before the batch with its last rows.
@@ -115,15 +121,18 @@ class BatchStream:
             yield item
 
     def close(self) -> None:
-        """Stop and join the threads, also half-way; may be called twice, and from any thread but the stream's own.
+        """End the consumer's iteration, whatever it waits for, stop the threads and join them; may be called twice.
 
-        A reader that is blocked in `units` is waited for 10 s at most: whoever closes should end that wait too.
+        Any thread may call it but the stream's own. A reader that waits for a named pipe, a command or a server gives
+        up within a second, and what a command has started is killed. A reader that is blocked in `units` is waited for
+        10 s at most: whoever closes should end that wait too.
         """
         self._exchange.stop()
-        reading = self._reading
-        if reading is not None:
-            reading.abort()
-        for thread in self._threads:
+        self._interrupt.set()
+        # Threads that are just being started can be joined only afterwards.
+        with self._starting:
+            threads = self._threads
+        for thread in threads:
             thread.join(_JOIN_TIMEOUT_S)
 
     def __enter__(self) -> BatchStream:
@@ -145,15 +154,15 @@ class BatchStream:
         )
 
     def _start(self) -> None:
-        if self._threads or self._exchange.is_stopped:
-            return
-        self._threads = [Thread(target=self._guarded, args=(self._read,), name="geoloc-read", daemon=True)]
-        for number in range(self._num_threads):
-            self._threads.append(
-                Thread(target=self._guarded, args=(self._decode, number), name=f"geoloc-decode-{number}", daemon=True)
-            )
-        for thread in self._threads:
-            thread.start()
+        with self._starting:
+            if self._threads or self._exchange.is_stopped:
+                return
+            self._threads = [Thread(target=self._guarded, args=(self._read,), name="geoloc-read", daemon=True)]
+            for number in range(self._num_threads):
+                name = f"geoloc-decode-{number}"
+                self._threads.append(Thread(target=self._guarded, args=(self._decode, number), name=name, daemon=True))
+            for thread in self._threads:
+                thread.start()
 
     def _guarded(self, work: Callable[..., None], *args: int) -> None:
         """A thread's whole life."""
@@ -181,10 +190,7 @@ class BatchStream:
 
     def _read_unit(self, unit: Unit) -> None:
         progress = self._exchange.begin_unit(unit)
-        reader = self._reading = UnitReader(unit)
-        if self._exchange.is_stopped:
-            # close came between two units, and has nothing to abort.
-            raise StoppedError
+        reader = self._reading = UnitReader(unit, self._interrupt)
         started = time.perf_counter()
         with closing(iter(reader)) as items:
             for item in items:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from geoloc_batch.records import RowError, Sample, Unit, UnitEnd, UnitError
-from geoloc_batch.stream.batch import Batch, Filling, new_pixels
+from geoloc_batch.stream.batch import Batch, Filling, new_ring
 
 MAX_ENDS_AHEAD = 64
 """Units that the reader may end before the consumer has heard of the first."""
@@ -86,7 +86,7 @@ class Exchange:
         self._waiting: deque[WaitingPhoto] = deque()
         self._waiting_bytes = 0
         self._num_in_flight = 0
-        self._free = [new_pixels(batch_size, side, pin_memory=pin_memory) for _ in range(ring)]
+        self._free = new_ring(ring, batch_size, side, pin_memory=pin_memory)
         self._filling: Filling | None = None
         self._out: deque[Batch | UnitEnd] = deque()
         self._num_ends_ahead = 0
@@ -214,10 +214,10 @@ class Exchange:
     # Everybody's side.
 
     def stop(self, failure: BaseException | None = None) -> None:
-        """End all waiting. A failure is what next_item will raise."""
+        """End all waiting. A failure is what next_item will raise; one that comes after a stop is only its echo."""
         with self._lock:
-            self._is_stopped = True
-            self._failure = self._failure or failure
+            if not self._is_stopped:
+                self._is_stopped, self._failure = True, failure
             for condition in (self._room, self._work, self._buffers, self._ready, self._idle):
                 condition.notify_all()
 

@@ -43,11 +43,16 @@ def member_name(path: str) -> MemberName:
     first = slash
     while path.startswith(".", first):
         first += 1
-    if path.startswith("._", slash) or path.startswith("__MACOSX/") or "PaxHeaders" in path[:slash]:
-        return MemberName("", "", "")
+    if slash != first and path.startswith("._", slash):
+        return _IGNORED
+    if slash and (path.startswith("__MACOSX/") or "PaxHeaders" in path[:slash]):
+        return _IGNORED
     stem, extension = split_extension(path)
     dot = path.find(".", first)
     return MemberName(stem, extension, path if dot < 0 else path[:dot])
+
+
+_IGNORED = MemberName("", "", "")
 
 
 def key_digest(key: str) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from geoloc_batch.errors import DamageError
 from geoloc_batch.records import RowError, Sample, Unit, UnitError
+from geoloc_batch.stream.interrupt import Interrupt
 from geoloc_batch.stream.names import MemberName, key_digest, member_name
 from geoloc_batch.stream.source import Source, open_source
 from geoloc_batch.stream.tar import Member, TarReader
@@ -54,9 +55,10 @@ class UnitReader:
 
     Args:
         unit: a shard, or a range of one.
+        interrupt: when set by another thread, the reading ends in a unit error, whatever it waits for.
     """
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, interrupt: Interrupt | None = None) -> None:
         self.num_photos = 0
         """Photos met so far, refused ones included."""
         self.unit_error: UnitError | None = None
@@ -64,7 +66,7 @@ class UnitReader:
         self._unit = unit
         self._source: Source | None = None
         self._tar: TarReader | None = None
-        self._is_aborted = False
+        self._interrupt = interrupt or Interrupt()
         self._seen: set[bytes] = set()
         self._num_lone_metas = 0
         self._num_late_metas = 0
@@ -87,31 +89,26 @@ class UnitReader:
             )
         return tuple(told)
 
-    def abort(self) -> None:
-        """End the reading from another thread, also where it waits for a pipe or a server."""
-        self._is_aborted = True
-        if self._source is not None:
-            self._source.abort()
-
     def __iter__(self) -> Generator[Item, None, None]:
         """Give (sample, bytes) or a row error for each photo, in order; damage ends it and sets unit_error."""
         shard = self._unit.source
         try:
-            self._source = open_source(shard, start=self._unit.start)
+            self._source = open_source(shard, start=self._unit.start, interrupt=self._interrupt)
         except OSError as error:
             is_retryable = error.errno not in _LASTING
             message = f"cannot be opened: {error.strerror or error}"
             self.unit_error = UnitError(shard, message, -1, self._unit.num_bytes or None, is_retryable)
             return
         try:
-            if not self._is_aborted:
-                self._tar = TarReader(self._source, stop=self._unit.stop)
-                yield from self._grouped(self._tar)
+            self._tar = TarReader(self._source, stop=self._unit.stop)
+            yield from self._grouped(self._tar)
         except DamageError as damage:
             self.unit_error = UnitError(shard, str(damage), damage.offset, damage.bytes_unread, damage.retryable)
         except MemoryError:
             message, at = "too little memory to read on", self._source.offset
             self.unit_error = UnitError(shard, message, at, None, retryable=True)
+        except OSError as interruption:
+            self.unit_error = UnitError(shard, str(interruption.strerror), self._source.offset, None, retryable=True)
         finally:
             self._source.close()
 
@@ -119,6 +116,8 @@ class UnitReader:
         group = _Group("")
         try:
             for member in tar:
+                # A file's reading waits for nothing, yet may take long where it holds no photos.
+                self._interrupt.check()
                 name = member_name(member.name)
                 if name.is_ignored:
                     continue
@@ -141,13 +140,16 @@ class UnitReader:
         return self._unit.max_rows is not None and self.num_photos >= self._unit.max_rows
 
     def _add(self, tar: TarReader, member: Member, name: MemberName, group: _Group) -> None:
-        group.has_photos |= name.is_photo
-        if name.is_photo and not self._is_full:
-            problem = self._refusal(member, name)
+        if name.is_photo:
+            group.has_photos = True
+            if self._is_full:
+                return
+            digest = key_digest(name.stem)
+            problem = self._refusal(member, digest)
             data = b"" if problem else tar.read()
             group.photos.append(_Waiting(self._unit.first_row + self.num_photos, name.stem, data, problem))
             group.num_bytes += len(data)
-            self._seen.add(key_digest(name.stem))
+            self._seen.add(digest)
             self.num_photos += 1
         elif name.is_meta:
             is_readable = not member.problem and member.size <= MAX_META_BYTES
@@ -156,8 +158,8 @@ class UnitReader:
             if group.is_overfull and all(photo.stem != name.stem for photo in group.photos):
                 self._num_late_metas += name.stem == group.name or key_digest(name.stem) in self._seen
 
-    def _refusal(self, member: Member, name: MemberName) -> str:
-        if key_digest(name.stem) in self._seen:
+    def _refusal(self, member: Member, digest: bytes) -> str:
+        if digest in self._seen:
             return "the key stands twice in its shard; the first photo is kept"
         if member.size > MAX_PHOTO_BYTES:
             return f"the photo has {member.size} bytes, more than {MAX_PHOTO_BYTES}"

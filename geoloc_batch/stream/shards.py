@@ -13,8 +13,8 @@ from geoloc_batch.errors import ConfigError, DamageError, InputError
 from geoloc_batch.records import Unit
 from geoloc_batch.stream.names import key_digest, member_name
 from geoloc_batch.stream.source import FileSource, open_source
-from geoloc_batch.stream.streams import head_num_bytes, is_http
 from geoloc_batch.stream.tar import TarReader
+from geoloc_batch.stream.web import address_fault, head_num_bytes, is_http
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 """What a folder is searched for."""
@@ -33,7 +33,7 @@ def expand_shards(shards: Sequence[str]) -> list[str]:
         The shards in the order given; those of one glob or folder sorted.
 
     Raises:
-        InputError: something gives no shard, a file is absent, or a shard is meant twice.
+        InputError: something gives no shard, a file is absent, an address is malformed, or a shard is meant twice.
     """
     if not shards:
         raise InputError("no shards were given; name tar files, a folder or a glob")
@@ -58,7 +58,10 @@ def _expanded(pattern: str, missing: list[str]) -> Iterator[str]:
             raise InputError("pipe: names no command; write for example 'pipe:cat 000000.tar'")
         yield pattern
     elif is_http(pattern):
-        yield from _braces(pattern)
+        for address in _braces(pattern):
+            if fault := address_fault(address):
+                raise InputError(f"{address} is no address to ask for: {fault}; write http://HOST[:PORT]/PATH")
+            yield address
     elif "://" in pattern:
         scheme = pattern.split("://", 1)[0]
         raise InputError(

@@ -15,7 +15,9 @@ import zlib
 from typing import Protocol
 
 from geoloc_batch.stream.gunzip import GZIP_MAGIC, Gunzip
-from geoloc_batch.stream.streams import ByteStream, HttpStream, PipeStream, PlainStream, is_http
+from geoloc_batch.stream.interrupt import Interrupt
+from geoloc_batch.stream.streams import ByteStream, PipeStream, PlainStream
+from geoloc_batch.stream.web import HttpStream, is_http
 
 FILE_BLOCK = 4096
 """Bytes that are read of a file at least."""
@@ -52,10 +54,6 @@ class Source(Protocol):
 
     def skip(self, size: int) -> int:
         """Pass over bytes; returns how many there were."""
-        ...
-
-    def abort(self) -> None:
-        """Make a read that is blocked in another thread return."""
         ...
 
     def close(self) -> None:
@@ -127,9 +125,6 @@ class FileSource:
         self.offset += size
         return size
 
-    def abort(self) -> None:
-        """Nothing: reading a file does not block for long."""
-
     def close(self) -> None:
         """Give the descriptor back."""
         if self._fd >= 0:
@@ -168,10 +163,6 @@ class StreamSource:
         while left > 0 and (part := self.take(min(left, STREAM_BLOCK))):
             left -= len(part)
         return size - left
-
-    def abort(self) -> None:
-        """Cut the transport, so that a blocked read returns."""
-        self._stream.abort()
 
     def close(self) -> None:
         """End the transport."""
@@ -214,21 +205,24 @@ class StreamSource:
             raise SourceError(f"damaged gzip: {error}", retryable=is_cut and self.is_remote) from error
 
 
-def open_source(shard: str, *, start: int = 0) -> Source:
+def open_source(shard: str, *, start: int = 0, interrupt: Interrupt | None = None) -> Source:
     """Open a shard.
 
     Args:
         shard: a path, `pipe:COMMAND` or an http(s) URL.
         start: first byte to read, for plain local files only.
+        interrupt: when set by another thread, opening and reading end in an error, whatever they wait for.
 
     Raises:
         OSError: it cannot be opened.
     """
+    interrupt = interrupt or Interrupt()
     if shard.startswith("pipe:"):
-        return StreamSource(PipeStream(shard.removeprefix("pipe:")))
+        return StreamSource(PipeStream(shard.removeprefix("pipe:"), interrupt))
     if is_http(shard):
-        return StreamSource(HttpStream(shard))
-    fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+        return StreamSource(HttpStream(shard, interrupt))
+    # Opening a named pipe would otherwise wait for its writer, and know no interruption.
+    fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC | (0 if os.path.isfile(shard) else os.O_NONBLOCK))
     try:
         status = os.fstat(fd)
         is_file = stat.S_ISREG(status.st_mode)
@@ -236,7 +230,7 @@ def open_source(shard: str, *, start: int = 0) -> Source:
             raise IsADirectoryError(errno.EISDIR, "it is a folder, not a shard", shard)
         if is_file and os.pread(fd, len(GZIP_MAGIC), 0) != GZIP_MAGIC:
             return FileSource(fd, start=start)
-        return StreamSource(PlainStream(fd, status.st_size if is_file else None))
+        return StreamSource(PlainStream(fd, status.st_size if is_file else None, interrupt))
     except BaseException:
         os.close(fd)
         raise

@@ -1,30 +1,19 @@
-"""Streams: the output of a `pipe:` command, the body of an http(s) answer, a file that is read front to back.
+"""Streams: the output of a `pipe:` command, a file that is read front to back. For http(s) see web.
 
-The first two raise OSError when the transport fails, also where what came over looked whole: a command that ends with
-an error, a connection that closed before the length the server had promised.
+They raise OSError when the transport fails, also where what came over looked whole: a command that ends with an error,
+a connection that closed before the length the server had promised. An Interrupt ends each wait.
 """
 
 from __future__ import annotations
 
-import errno
-import http.client
 import os
+import select
 import signal
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
-OPEN_TRIES = 3
-RETRY_DELAY_S = 0.5
-"""Wait before the second try; it doubles with each further one."""
-STALL_TIMEOUT_S = 60.0
-"""A server that sends nothing for this long is given up."""
-
-_GONE = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
+from geoloc_batch.stream.interrupt import POLL_S, Interrupt
 
 
 class ByteStream(Protocol):
@@ -36,11 +25,7 @@ class ByteStream(Protocol):
     """Whether a missing end may be the transport's fault."""
 
     def read(self, size: int) -> bytes:
-        """Bytes as they come, b"" at the end. Raises OSError for a fault of the transport."""
-        ...
-
-    def abort(self) -> None:
-        """Make a read that is blocked in another thread return."""
+        """Bytes as they come, b"" at the end. Raises OSError for a fault of the transport, and when interrupted."""
         ...
 
     def close(self) -> None:
@@ -48,26 +33,29 @@ class ByteStream(Protocol):
         ...
 
 
-def is_http(shard: str) -> bool:
-    """Whether the shard's name is an http or https address."""
-    return shard.startswith(("http://", "https://"))
-
-
 class PlainStream:
-    """A local file that must be read front to back: compressed, or not a regular file (a named pipe)."""
+    """A local file that must be read front to back: compressed, or not a regular file (a named pipe).
+
+    Args:
+        fd: its descriptor; opened with O_NONBLOCK where reading may block, so that opening did not.
+        num_bytes: its length, None where it has none.
+        interrupt: ends the waiting for a named pipe's writer.
+    """
 
     is_remote = False
 
-    def __init__(self, fd: int, num_bytes: int | None) -> None:
+    def __init__(self, fd: int, num_bytes: int | None, interrupt: Interrupt) -> None:
         self.num_bytes = num_bytes
         self._fd = fd
+        self._interrupt = interrupt
 
     def read(self, size: int) -> bytes:
         """The next bytes."""
-        return os.read(self._fd, size)
-
-    def abort(self) -> None:
-        """Nothing: a named pipe without a writer blocks until one comes."""
+        while True:
+            # Without this wait, a named pipe that nobody has opened for writing yet would seem to be at its end.
+            self._interrupt.wait_until_ready(self._fd, select.POLLIN)
+            with suppress(BlockingIOError):
+                return os.read(self._fd, size)
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -79,115 +67,100 @@ class PlainStream:
 class PipeStream:
     """What `sh -c COMMAND` writes to its standard output.
 
-    The command leads a process group of its own, so that abort and close end whatever it started.
+    The command leads a process group of its own, so that close ends whatever it started; if this process is killed,
+    the group's guard does.
     """
 
     is_remote = True
     num_bytes: int | None = None
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, interrupt: Interrupt) -> None:
         self._command = command
-        self._process = subprocess.Popen(
-            ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
-        )
+        self._interrupt = interrupt
+        self._guard = _Guard()
+        try:
+            self._process = subprocess.Popen(
+                ["sh", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._guard.close()
+            raise
+        self._guard.watch(self._process.pid)
         assert self._process.stdout is not None
         self._output = self._process.stdout
 
     def read(self, size: int) -> bytes:
         """Bytes as they come; at the end, OSError if the command failed."""
+        self._interrupt.wait_until_ready(self._output.fileno(), select.POLLIN)
         data: bytes = self._output.read(size) or b""
-        if not data and (status := self._process.wait()) != 0:
+        if not data and (status := self._status()) != 0:
             reason = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
             raise OSError(f"the command of pipe:{self._command} {reason}")
         return data
 
-    def abort(self) -> None:
-        """Kill the command."""
-        # Not yet waited for, so its id cannot have been given to another process.
-        if self._process.poll() is None:
-            try:
+    def close(self) -> None:
+        """Kill the command and what it started, and collect it."""
+        if not self._output.closed:
+            self._kill_group()
+            self._output.close()
+            self._process.wait()
+
+    def _status(self) -> int:
+        """Wait for the command, which may go on after it has closed its output."""
+        if self._process.returncode is None:
+            while self._process.returncode is None:
+                self._interrupt.check()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(POLL_S)
+            # At once, before another group can get its number.
+            self._kill_group()
+        return self._process.returncode
+
+    def _kill_group(self) -> None:
+        if self._guard.is_open:
+            # First the guard: it must not act when the number may be another group's.
+            self._guard.close()
+            # What is no longer there, or has become another user's, cannot be ended.
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-
-    def close(self) -> None:
-        """Kill the command if it still runs, and collect it."""
-        self.abort()
-        self._output.close()
-        self._process.wait()
 
 
-class HttpStream:
-    """The body of one GET. Opening is tried three times with growing waits; a cut body is an OSError."""
+class _Guard:
+    """A second `sh` that kills a process group when this process is gone, whatever ended it.
 
-    is_remote = True
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._response = _with_retries(lambda: _open(url, "GET"), url)
-        self.num_bytes: int | None = self._response.length
-        # A sender that told the length can prove that the shard itself, not the connection, is cut.
-        self.is_remote = self.num_bytes is None
-        self._num_read = 0
-
-    def read(self, size: int) -> bytes:
-        """Bytes as they come; at the end, OSError if fewer came than the server had promised."""
-        try:
-            data = self._response.read1(size)
-        except (OSError, http.client.HTTPException) as error:
-            raise OSError(f"{self._url}: the connection failed after {self._num_read} bytes: {error!r}") from error
-        self._num_read += len(data)
-        if not data and self.num_bytes is not None and self._num_read < self.num_bytes:
-            raise OSError(f"{self._url}: the connection was cut after {self._num_read} of {self.num_bytes} bytes")
-        return data
-
-    def abort(self) -> None:
-        """Shut the connection down under a blocked read."""
-        try:
-            with socket.socket(fileno=os.dup(self._response.fileno())) as twin:
-                twin.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):
-            return
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._response.close()
-
-
-def head_num_bytes(url: str, *, timeout_s: float = 10.0) -> int:
-    """Length of what an address holds, by one HEAD request; 0 where the server does not tell.
-
-    Raises:
-        OSError: the server cannot be reached.
+    It waits for the end of its input, whose other end is held here alone. (A parent-death signal would reach the shell,
+    but not the commands that the shell runs.)
     """
-    try:
-        with _open(url, "HEAD", timeout_s=timeout_s) as response:
-            return int(response.headers.get("Content-Length") or 0)
-    except (urllib.error.HTTPError, ValueError):
-        return 0
 
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ["sh", "-c", 'read -r group || exit 0; read -r _; kill -s KILL -- "-$group"'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        self._lifeline = self._process.stdin
 
-def _open(url: str, method: str, *, timeout_s: float | None = None) -> http.client.HTTPResponse:
-    # Stored bytes are wanted as they are, whatever the server could pack on the way.
-    headers = {"User-Agent": "geoloc-batch", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, method=method, headers=headers)
-    answer = urllib.request.urlopen(request, timeout=timeout_s or STALL_TIMEOUT_S)
-    assert isinstance(answer, http.client.HTTPResponse)
-    return answer
+    @property
+    def is_open(self) -> bool:
+        """Whether it still watches."""
+        return not self._lifeline.closed
 
+    def watch(self, group: int) -> None:
+        """Name the group to kill."""
+        # Somebody may have killed the guard; the command goes on without it.
+        with suppress(BrokenPipeError):
+            self._lifeline.write(b"%d\n" % group)
 
-def _with_retries(attempt: Callable[[], http.client.HTTPResponse], url: str) -> http.client.HTTPResponse:
-    reason: Exception | None = None
-    for number in range(OPEN_TRIES):
-        if number:
-            time.sleep(RETRY_DELAY_S * 2 ** (number - 1))
-        try:
-            return attempt()
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in _GONE:
-                raise OSError(_GONE[error.code], f"the server answered {error.code} {error.reason}", url) from error
-            reason = error
-        except (OSError, http.client.HTTPException) as error:
-            reason = error
-    raise OSError(f"{url} could not be opened in {OPEN_TRIES} tries: {reason}") from reason
+    def close(self) -> None:
+        """End it without a shot."""
+        self._process.kill()
+        self._lifeline.close()
+        self._process.wait()

@@ -151,7 +151,9 @@ class TarReader:
                 elif header.kind == LONG_NAME:
                     long_name = text(data)
                 header = self._checked(self._source.take(BLOCK))
-            if header.kind != PAX_GLOBAL and (member := self._member(header, {**self._global, **pax}, long_name)):
+            if self._global:
+                pax = {**self._global, **pax}
+            if header.kind != PAX_GLOBAL and (member := self._member(header, pax, long_name)):
                 return member
 
     def _member(self, header: Header, pax: dict[str, str], long_name: str) -> Member | None:
@@ -172,7 +174,7 @@ class TarReader:
         elif header.kind not in REGULAR:
             self._oddities.append(f"{name} was skipped: its type {chr(header.kind)!r} is unknown")
             return None
-        elif any(key.startswith("GNU.sparse.") for key in pax):
+        elif pax and any(key.startswith("GNU.sparse.") for key in pax):
             name, problem = pax.get("GNU.sparse.name", name), _SPARSE
             size = pax_size(pax.get("GNU.sparse.realsize", pax.get("GNU.sparse.size", str(size))))
         return Member(name, size, self._start, problem)

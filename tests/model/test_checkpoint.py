@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from geoloc_batch.errors import CheckpointError
+from geoloc_batch.errors import CheckpointError, HubError
 from geoloc_batch.model.clip import load_clip
+from geoloc_batch.model.config import STREETCLIP
 from geoloc_batch.model.encoder import load_encoder
 
 
@@ -123,6 +124,29 @@ def test_a_pickle_with_code_inside_is_refused_and_not_run(tmp_path: Path) -> Non
     assert not sprung.exists()
 
 
+def test_torchs_advice_to_load_a_pickle_unsafely_is_never_passed_on(tmp_path: Path) -> None:
+    folder = samples.save_bin(samples.make_model(), tmp_path / "checkpoint")
+    file = folder / "pytorch_model.bin"
+    reasons = []
+    torch.save({"trap": Trap(tmp_path / "sprung")}, file)
+    for content in (file.read_bytes(), pickle.dumps(Trap(tmp_path / "sprung")), b"not a pickle at all", b""):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            load_clip(str(folder))
+        reasons.append(str(caught.value))
+    file.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(CheckpointError) as caught:
+        load_clip(f"open_clip:ViT-B-32:{file}")
+    reasons.append(str(caught.value))
+    for reason in reasons:
+        assert "\n" not in reason
+        for advice in ("weights_only", "likely succeed", "you have two options"):
+            assert advice not in reason
+    # What is wrong is still said.
+    assert "Unsupported global: GLOBAL getattr was not an allowed global" in reasons[0]
+    assert "Unsupported operand" in reasons[2]
+
+
 def test_a_pickle_that_is_cut_or_holds_something_else_is_refused(tmp_path: Path) -> None:
     folder = samples.save_bin(samples.make_model(), tmp_path / "checkpoint")
     file = folder / "pytorch_model.bin"
@@ -152,6 +176,7 @@ def test_missing_weights_and_missing_shards_are_named(folder: Path, tmp_path: Pa
         ("./nowhere", "no such folder"),
         ("/no/such/folder", "no such folder"),
         ("a/b/c", "no such folder"),
+        ("owner/name/", "no such folder"),
         ("StreetCLIP", "is of no known kind and no folder; give a checkpoint folder, a hub id"),
         ("models/clip.safetensors", "is a file; give the folder"),
         ("owner/name@", "no such folder"),
@@ -241,3 +266,26 @@ def test_the_licence_comes_from_the_model_card(folder: Path, card: str, licence:
     encoder = load_encoder(str(folder), batch_size=1, device="cpu")
     assert encoder.licence == licence
     assert encoder.summary().endswith(f"licence {licence or 'not stated'}")
+
+
+def test_a_mistyped_path_below_a_folder_that_is_here_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def fetch(repo: str, revision: str | None) -> Path:
+        asked.append(repo)
+        raise HubError(repo)
+
+    monkeypatch.setattr("geoloc_batch.model.clip.fetch_checkpoint", fetch)
+    for folder in ("checkpoints/street", "geolocal", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    refused("checkpoints/stret", "no such folder, although checkpoints is one; did you mean checkpoints/street?")
+    refused("empty/nosuch", "--encoder empty/nosuch: no such folder.* pass empty/nosuch@main")
+    assert asked == []
+    # The default is known to be the hub's, and so is whatever names a revision or an owner that is no folder.
+    for encoder in (STREETCLIP, "checkpoints/stret@main", "acme/clip"):
+        with pytest.raises(HubError):
+            load_clip(encoder)
+    assert asked == [STREETCLIP, "checkpoints/stret", "acme/clip"]

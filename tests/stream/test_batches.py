@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from stream_samples import encoded, jpeg, numbered, tar_bytes, unit_of, write_tar
 
-from geoloc_batch.errors import DecodeError
+from geoloc_batch.errors import ConfigError, DecodeError
 from geoloc_batch.records import Unit, UnitEnd
 from geoloc_batch.stream import batches as batches_module
 from geoloc_batch.stream import exchange as exchange_module
@@ -401,6 +401,21 @@ def test_decode_threads_default_to_the_usable_cpus_less_one_from_three_on(monkey
         monkeypatch.setattr(batches_module, "usable_cpus", lambda cpus=cpus: cpus)
         stream = BatchStream([], side=SIDE, batch_size=1, config=StreamConfig())
         assert stream.stats().decode_threads == expected
+
+
+@pytest.mark.parametrize(("batch_size", "gigabytes"), [(100_000_000, "192000.0"), (10**30, "")])
+def test_batches_beyond_the_memory_are_refused_by_flag_value_and_size(batch_size: int, gigabytes: str) -> None:
+    with pytest.raises(ConfigError, match=f"--batch-size {batch_size} needs {gigabytes}.* GB for the 4 batches"):
+        BatchStream([], side=SIDE * 20, batch_size=batch_size, config=CONFIG)
+
+
+def test_batches_that_the_allocator_refuses_are_refused_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", refusing)
+    with pytest.raises(ConfigError, match=r"--batch-size 7 needs 0\.0 GB for the 4 batches"):
+        BatchStream([], side=SIDE, batch_size=7, config=CONFIG)
 
 
 def anonymous_kb() -> int:

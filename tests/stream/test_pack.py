@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,8 +23,9 @@ from PIL import Image
 
 from geoloc_batch.errors import ConfigError, InputError, OutputError
 from geoloc_batch.records import RowError, Unit
-from geoloc_batch.stream.pack import pack
+from geoloc_batch.stream.pack import PackSummary, pack
 from geoloc_batch.stream.packing.meta import exif_meta, portable_key
+from geoloc_batch.stream.packing.sources import Photo
 from geoloc_batch.stream.samples import UnitReader
 
 
@@ -378,3 +383,43 @@ def test_a_portable_key_stays_as_it_is_and_never_leaves_its_folder(name: str) ->
     assert not {"..", "."} & set(parts)
     assert not key.startswith("/")
     assert not parts[-1].startswith(".")
+
+
+class Packing:
+    """pack in a thread of its own; a named pipe that it waits for is opened after a while, so that it comes back."""
+
+    def __init__(self, pipe: Path, **settings: Any) -> None:
+        self.summary: PackSummary | None = None
+        thread = threading.Thread(target=self.run, args=(pipe.parent, settings))
+        thread.start()
+        thread.join(5)
+        self.is_hung = thread.is_alive()
+        while thread.is_alive():
+            with suppress(OSError):
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            thread.join(0.1)
+
+    def run(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.summary = pack(folder, folder.with_name("out"), **settings)
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "a.json"])
+def test_a_named_pipe_among_the_photos_is_skipped_not_waited_for(tmp_path: Path, name: str) -> None:
+    write_photos(tmp_path / "in", "a.jpg", "c.jpg")
+    os.mkfifo(tmp_path / "in" / name)
+    packing = Packing(tmp_path / "in" / name, skip_missing=True)
+    assert not packing.is_hung
+    assert packing.summary is not None
+    photos = ["c.jpg"] if name == "a.json" else ["a.jpg", "c.jpg"]
+    assert [name for name in members(tmp_path / "out" / "000000.tar") if name.endswith("jpg")] == photos
+    with (tmp_path / "out" / "skipped.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == name.replace("json", "jpg")
+    assert row["reason"] == "Not a regular file"
+
+
+def test_a_name_that_no_file_can_have_is_skipped(tmp_path: Path) -> None:
+    photo = Photo(where="list.csv line 2", path="a\0.jpg", file=Path("a\0.jpg"))
+    assert photo.obstacle()
+    with pytest.raises(OSError, match="null"):
+        photo.read()

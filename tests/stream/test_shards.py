@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def test_an_existing_name_is_meant_as_it_stands(folder: Path) -> None:
 def test_what_gives_no_shard_is_refused_with_a_remedy(given: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         expand_shards(given)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://localhost:abc/a.tar",
+        "http://localhost:99999/a.tar",
+        "http://localhost:0/a.tar",
+        "http:///a.tar",
+        "https://:443/a.tar",
+        "http://[::1/a.tar",
+        "http://local host/a.tar",
+        "http://a..b/a.tar",
+        "http://[{1,2}/a.tar",
+        "http://user:secret@host/a.tar",
+    ],
+)
+def test_a_malformed_address_is_refused_by_name(address: str) -> None:
+    with pytest.raises(InputError, match=re.escape(address.replace("{1,2}", "1"))) as caught:
+        expand_shards([address])
+    assert "write http://HOST[:PORT]/PATH" in str(caught.value)
 
 
 def test_a_folder_without_shards_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import http.server
 import os
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ import pytest
 from stream_samples import Reading, numbered, tar_bytes, told, unit_of, write_tar
 
 from geoloc_batch.records import UnitError
-from geoloc_batch.stream import streams as streams_module
+from geoloc_batch.stream import web as web_module
 from geoloc_batch.stream.batches import BatchStream
 from geoloc_batch.stream.config import StreamConfig
+from geoloc_batch.stream.interrupt import Interrupt
 from geoloc_batch.stream.samples import UnitReader
-from geoloc_batch.stream.shards import plan_units
+from geoloc_batch.stream.shards import expand_shards, plan_units
 
 DATA = tar_bytes(numbered(40))
 
@@ -79,12 +81,13 @@ def test_a_pipe_is_ended_when_enough_photos_were_read(tmp_path: Path) -> None:
 
 
 def test_abort_ends_a_pipe_that_says_nothing(tmp_path: Path) -> None:
-    reader = UnitReader(unit_of(f"pipe:touch {tmp_path}/begun; sleep 60 & sleep 60"))
+    interrupt = Interrupt()
+    reader = UnitReader(unit_of(f"pipe:touch {tmp_path}/begun; sleep 60 & sleep 60"), interrupt)
     thread = threading.Thread(target=lambda: list(reader))
     thread.start()
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
-    reader.abort()
+    interrupt.set()
     thread.join(10)
     assert not thread.is_alive()
 
@@ -121,9 +124,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
         elif kind == "failing" or (kind == "flaky" and self.server.requests.count("flaky") < 3):
             self.send_error(503)
-        elif kind == "moved":
+        elif kind in ("moved", "moved-to-ftp", "moved-to-nowhere"):
             self.send_response(302)
-            self.send_header("Location", self.server.url("good"))
+            places = {"moved": self.server.url("good"), "moved-to-ftp": "ftp://127.0.0.1/a"}
+            self.send_header("Location", places.get(kind, "http://[half/a.tar"))
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -132,7 +136,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send_body(self, kind: str) -> None:
         body = gzip.compress(DATA) if kind == "gzip" else DATA
         self.send_response(200)
-        if kind not in ("lengthless", "lengthless-cut"):
+        if kind == "bad-chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"4e20\r\n" + body[:20000] + b"\r\nthese are no digits\r\n"
+        elif kind not in ("lengthless", "lengthless-cut"):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if kind == "stall":
@@ -147,7 +154,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(streams_module, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr(web_module, "RETRY_DELAY_S", 0.01)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -191,7 +198,7 @@ def test_an_absent_shard_is_not_asked_for_again(server: Server) -> None:
 
 
 def test_a_server_that_is_not_there_is_a_retryable_unit_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr(web_module, "RETRY_DELAY_S", 0.01)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a.tar"
@@ -201,7 +208,7 @@ def test_a_server_that_is_not_there_is_a_retryable_unit_error(monkeypatch: pytes
 
 
 def test_a_server_that_stalls_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(web_module, "STALL_TIMEOUT_S", 0.3)
     reading = Reading(unit_of(server.url("stall")))
     assert is_a_beginning(reading)
     assert unit_error(reading).retryable
@@ -215,6 +222,74 @@ def test_close_does_not_wait_for_a_server_that_stalls(server: Server) -> None:
     stream.close()
     assert time.monotonic() - started < 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("geoloc-")]
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("a b", "/a%20b"),
+        ("é/東", "/%C3%A9/%E6%9D%B1"),
+        ("a%20b", "/a%20b"),
+        ("100%", "/100%25"),
+        ("a[0]{1}", "/a%5B0%5D%7B1%7D"),
+        (os.fsdecode(b"caf\xe9"), "/caf%E9"),
+        ("x?q=a b&r=ü/1", "/x?q=a%20b&r=%C3%BC/1"),
+    ],
+)
+def test_an_address_is_percent_encoded_when_it_is_asked_for(server: Server, name: str, sent: str) -> None:
+    url = server.url(name)
+    # Braces would be taken for a range.
+    (shard,) = expand_shards([url]) if "{" not in url else [url]
+    (unit,) = plan_units([shard])
+    reading = Reading(unit)
+    assert is_whole(reading)
+    assert unit.num_bytes == len(DATA)
+    assert {sample.shard for sample in reading.samples} == {url}
+    assert server.requests == [f"{sent}.tar".strip("/").removesuffix(".tar")]
+
+
+def test_a_host_beyond_ascii_is_asked_for_by_its_registered_name() -> None:
+    assert web_module.as_sent("http://bücher.example:8080/ä") == "http://xn--bcher-kva.example:8080/%C3%A4"
+
+
+@pytest.mark.parametrize(("kind", "words"), [("moved-to-ftp", "ftp://127.0.0.1/a, which is"), ("moved-to-nowhere", "")])
+def test_a_server_that_sends_on_to_no_server_is_a_retryable_unit_error(server: Server, kind: str, words: str) -> None:
+    error = unit_error(Reading(unit_of(server.url(kind))))
+    assert (error.offset, error.retryable) == (-1, True)
+    assert words in error.message
+
+
+def test_a_body_in_damaged_chunks_is_a_retryable_unit_error(server: Server) -> None:
+    reading = Reading(unit_of(server.url("bad-chunks")))
+    assert is_a_beginning(reading)
+    assert unit_error(reading).retryable
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HELLO\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000]
+)
+def test_a_server_that_speaks_no_http_is_a_retryable_unit_error_of_unknown_size(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(web_module, "RETRY_DELAY_S", 0.01)
+
+    class Stranger(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.wfile.write(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Stranger) as stranger:
+        thread = threading.Thread(target=stranger.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{stranger.server_address[1]}/a.tar"
+            assert plan_units([url])[0].num_bytes == 0
+            error = unit_error(Reading(unit_of(url)))
+        finally:
+            stranger.shutdown()
+            thread.join()
+    assert (error.offset, error.retryable) == (-1, True)
+    assert "could not be opened in 3 tries" in error.message
 
 
 def test_sizes_of_remote_shards_are_asked_for(server: Server) -> None:

@@ -45,11 +45,11 @@ def plain_path(path: str | Path) -> str:
 
 def split_extension(path: str) -> tuple[str, str]:
     """(path without its last extension, that extension in lower case and without dot, "" where there is none)."""
-    folder, slash, name = path.rpartition("/")
-    stem, dot, extension = name.rpartition(".")
-    if not dot or not stem:
+    dot = path.rfind(".")
+    # A dot that begins the last part hides the file and ends no stem.
+    if dot <= path.rfind("/") + 1:
         return path, ""
-    return folder + slash + stem, extension.lower()
+    return path[:dot], path[dot + 1 :].lower()
 
 
 def sniffed_extension(data: bytes) -> str:
@@ -139,9 +139,9 @@ def _time(shot: Mapping[int, Any], tag: int, offset_tag: int) -> str | None:
     return time.isoformat() + (offset if _OFFSET.fullmatch(offset) else "")
 
 
-def sidecar_meta(path: Path) -> dict[str, JsonValue]:
+def sidecar_meta(data: bytes) -> dict[str, JsonValue]:
     """The json beside a photo; text that is no JSON object stands under "json" as it is."""
-    text = path.read_bytes().decode("utf-8-sig", "replace")
+    text = data.decode("utf-8-sig", "replace")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -24,6 +24,7 @@ from geoloc_batch.stream.packing.meta import (
 
 TABLE_EXTENSIONS = ("csv", "tsv", "parquet", "pq")
 _NOTHING = "Neither a path nor bytes"
+_NOT_REGULAR = "Not a regular file"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +59,16 @@ class Photo:
             return self.data
         if self.file is None:
             raise FileNotFoundError(errno.ENOENT, _NOTHING, self.where)
-        return self.file.read_bytes()
+        return file_bytes(self.file)
 
     def told_meta(self) -> dict[str, Any]:
-        """What the source says about the photo: its path, the table's columns, the sidecar, which wins."""
+        """What the source says about the photo: its path, the table's columns, the sidecar, which wins.
+
+        Raises:
+            OSError: the sidecar cannot be read.
+        """
         path = {"path": self.path} if self.path else {}
-        return {**path, **self.meta, **(sidecar_meta(self.sidecar) if self.sidecar else {})}
+        return {**path, **self.meta, **(sidecar_meta(file_bytes(self.sidecar)) if self.sidecar else {})}
 
     def extension(self, data: bytes) -> str:
         """The member's extension: the file's own where readers know it, else what the bytes are.
@@ -93,8 +98,29 @@ def file_obstacle(file: Path) -> str:
     except ValueError as error:
         return str(error)
     if not stat.S_ISREG(mode):
-        return "Not a regular file"
+        return _NOT_REGULAR
     return "" if os.access(file, os.R_OK) else "Permission denied"
+
+
+def file_bytes(file: Path) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is none: a named pipe, say, whose reader would wait for ever.
+    """
+    try:
+        with open(file, "rb", opener=_open_at_once) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise OSError(errno.EINVAL, _NOT_REGULAR, str(file))
+            return opened.read()
+    except ValueError as error:
+        # No file has such a name, one with a NUL for instance.
+        raise OSError(errno.EINVAL, str(error), str(file)) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for a named pipe's writer: what a file is can be told for sure only once it is open."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def open_sources(config: PackConfig) -> list[PackSource]:
