@@ -48,6 +48,19 @@ def make_located(count: int, *, seed: int = 0, kept: int = 3) -> Located:
     )
 
 
+def write_pair(folder: Path, samples: list[Sample], features_ND: np.ndarray, index: int = 0) -> Path:
+    """An embedding pair in `folder`; gives the .npy."""
+    npy, parquet = (folder / path for path in tables.embedding_paths(index))
+    npy.parent.mkdir(exist_ok=True)
+    parquet.parent.mkdir(exist_ok=True)
+    tables.write_embeddings(npy, parquet, samples, features_ND)
+    return npy
+
+
+def make_features(rows: int, width: int = 17, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=(rows, width)) * 13).astype(np.float32)
+
+
 def rows_of(unit: Unit) -> int:
     """Good rows of a unit: 2 to 6."""
     return 2 + unit.index % 5
@@ -81,6 +94,20 @@ def write_known(execution: Execution, files: dict[str, bytes]) -> tuple[list[str
         execution.stage(path).write_bytes(files[path])
     count = rows_of(unit)
     return outputs, UnitCounts(samples=count + 1, rows=count, errors=1, unit_error=None, warnings=())
+
+
+def take(ledger: Ledger) -> Execution:
+    """The next unit, which there must be."""
+    execution = ledger.acquire()
+    assert isinstance(execution, Execution)
+    return execution
+
+
+def age(out: Path, name: str, seconds: float) -> None:
+    """Make a lease look as if it had not been touched for so long."""
+    path = out / "_leases" / name
+    now_ns = os.stat(path).st_mtime_ns
+    os.utime(path, ns=(now_ns, now_ns - int(seconds * 1e9)))
 
 
 def work(ledger: Ledger, write: Write = write_unit) -> Iterator[Execution]:

@@ -19,7 +19,7 @@ from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import FilePort
 from geoloc_batch.store.lease import SECOND_NS, Lease, Leases
 from geoloc_batch.store.marker import FileRecord, Marker, marker_path, read_marker, staged_name
-from geoloc_batch.store.publish import publish, remove_file, remove_tree, stage_candidate
+from geoloc_batch.store.publish import discard, publish, remove_file, remove_tree, stage_candidate
 
 MOVE_TRIES = 4
 MOVE_WAIT_S = 0.25
@@ -47,6 +47,8 @@ class Commits:
             records.append(FileRecord(relative, *self.files.digest(path)))
         if records:
             self.files.sync_folder(staging)
+            # Its own name too: else a power cut could leave a marker whose files have gone with their folder.
+            self.files.sync_folder(staging.parent)
         return tuple(records)
 
     def publish_marker(self, marker: Marker) -> bool:
@@ -134,12 +136,14 @@ class Commits:
         is_live = lease is not None and leases.is_live(lease, now_ns)
         marker = read_marker(self.out, unit, self.files.read)
         if marker is not None and self.out / marker.staging == folder:
+            # Its owner may not have come to that yet, and files must not outlive their marker.
+            self.files.sync_folder(marker_path(self.out, unit).parent)
             self.move_in(marker)
         elif (marker is not None and not is_live) or is_gone:
-            remove_tree(self.files, folder)
+            discard(self.files, folder)
 
     def _sweep_scratch(self, folder: Path, leases: Leases, now_ns: int) -> None:
         """What a start leaves that was killed between two steps. Whoever loses it here makes it again."""
         found = self.files.stat(folder)
         if found is not None and now_ns - found.mtime_ns > leases.stale_s * SECOND_NS:
-            remove_tree(self.files, folder)
+            discard(self.files, folder)

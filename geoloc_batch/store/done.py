@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import FilePort
 from geoloc_batch.store.marker import Marker, marker_path, read_marker
 
@@ -20,6 +21,8 @@ class Done:
         self._files = files
         self._out = out
         self._markers: dict[int, Marker | None] = {}
+        self.sources: Mapping[int, str] = {}
+        """What the plan says of units: a marker must say the same."""
 
     def __contains__(self, unit: object) -> bool:
         """Whether the unit is known to be done, without a look at the disk."""
@@ -50,12 +53,39 @@ class Done:
                 for unit in wanted:
                     self.look(unit)
 
+    def beyond(self, num_units: int) -> Path | None:
+        """A marker of a unit whose index is `num_units` or more, None where there is none."""
+        root = self._out / "_done"
+        for folder in self._files.names(root):
+            if folder.isdecimal() and int(folder) >= num_units // 1000:
+                for name in self._files.names(root / folder):
+                    unit = name.removesuffix(".json")
+                    if unit.isdecimal() and int(unit) >= num_units:
+                        return root / folder / name
+        return None
+
     def marker(self, unit: int) -> Marker | None:
-        """The marker of a unit, None where it is not known to be done."""
+        """The marker of a unit, None where it is not known to be done.
+
+        Raises:
+            OutputError: it is no marker, or that of another source.
+        """
         if unit not in self._markers:
             return None
         marker = self._markers[unit]
         if marker is None:
             marker = read_marker(self._out, unit, self._files.read)
+            if marker is not None:
+                check_source(self._out, marker, self.sources.get(unit, marker.source))
             self._markers[unit] = marker
         return marker
+
+
+def check_source(out: Path, marker: Marker, source: str) -> None:
+    """Raise OutputError where a marker is of another source than the plan says."""
+    if marker.source != source:
+        path = marker_path(out, marker.unit)
+        raise OutputError(
+            f"{path} says that unit {marker.unit} is {marker.source}, the plan in {out} says {source}: one of them was "
+            f"changed; put the plan back as it was, or remove {path} and run the same command again"
+        )

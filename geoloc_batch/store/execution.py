@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from geoloc_batch.records import Unit
+from geoloc_batch.store.files import FilePort
 from geoloc_batch.store.marker import staged_name
 
 
@@ -20,17 +21,19 @@ class Execution:
     """1 for the first of this unit, up to `max_executions`."""
     staging: Path
     """Its folder."""
+    files: FilePort = field(repr=False, compare=False)
+    """The machine, for `stage`."""
 
     def stage(self, relative: str) -> Path:
         """Where to write what will become OUT/relative. The name ends in .part, whatever it becomes."""
         # Made again where a rank that thought us dead took it away: then the commit finds that out, in order.
-        self.staging.mkdir(parents=True, exist_ok=True)
+        self.files.make_folder(self.staging)
         return self.staging / staged_name(relative)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sums over the units of the adopted plan."""
+    """Sums over the units of the shards given in this call. OUT may hold more: `status` and `verify` count all."""
 
     units: int
     done: int

@@ -20,7 +20,8 @@ from geoloc_batch.records import Sample, Unit
 from geoloc_batch.store import metadata
 
 NPY_NAME = re.compile(r"img_emb_(.*)\.npy")
-OWN_COLUMNS = ("image_path", "key", "shard", "row", "emb_norm")
+IDENTITY = ("shard", "row")
+OWN_COLUMNS = ("image_path", "key", *IDENTITY, "emb_norm")
 
 
 def plan_embeddings(folder: Path | str) -> list[Unit]:
@@ -71,6 +72,8 @@ class StoredFeatures:
     offset: int
     """Where the rows begin in the file."""
     dtype: np.dtype[np.floating]
+    has_identity: bool
+    """The columns shard and row are ours: text and integers, none null, each pair once."""
 
     def features(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """[stop - start, D] features as the encoder gave them: stored rows times their lengths.
@@ -94,17 +97,21 @@ class StoredFeatures:
         return self.features()
 
     def samples(self, unit: Unit, start: int = 0, stop: int | None = None) -> list[Sample]:
-        """Who the rows are. Without our columns the shard is the .npy and the row its position in it."""
+        """Who the rows are, in their order in the file.
+
+        Without our columns the shard is the .npy and the row its position in it; columns of other tools that have the
+        names of ours are metadata then.
+        """
         start, stop, _ = slice(start, stop).indices(self.num_rows)
         table = self.table.slice(start, stop - start)
         names = table.column_names
-        rows = list(range(start, stop))
-        is_ours = {"shard", "row"} <= set(names)
-        shards = table["shard"].to_pylist() if is_ours else [unit.source] * len(rows)
-        rows = table["row"].to_pylist() if is_ours else rows
+        rows = table["row"].to_pylist() if self.has_identity else list(range(start, stop))
+        shards = table["shard"].to_pylist() if self.has_identity else [unit.source] * len(rows)
         name_column = next((name for name in ("key", "image_path") if name in names), None)
-        keys = [str(key) for key in (table[name_column].to_pylist() if name_column else rows)]
-        metas = metadata.restore(table, OWN_COLUMNS)
+        named = table[name_column].to_pylist() if name_column else rows
+        keys = [_key(value, row) for value, row in zip(named, rows, strict=True)]
+        drop = OWN_COLUMNS if self.has_identity else set(OWN_COLUMNS) - set(IDENTITY)
+        metas = metadata.restore(table, drop)
         return [Sample(unit, *of_row) for of_row in zip(shards, rows, keys, metas, strict=True)]
 
     def chunks(self, unit: Unit, size: int = 4096) -> Iterator[tuple[NDArray[np.float32], list[Sample]]]:
@@ -132,8 +139,11 @@ def read_features(npy: Path | str, *, normalised: bool = False) -> StoredFeature
         raise InputError(f"{parquet} cannot be read: {error}; write the embeddings again") from error
     if table.num_rows != shape[0]:
         raise InputError(f"{npy} has {shape[0]} rows and {parquet} {table.num_rows}; write the embeddings again")
+    doubled = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if doubled:
+        raise InputError(f"{parquet} has several columns named {min(doubled)}; rename them")
     if "emb_norm" in table.column_names:
-        norm_N = np.asarray(table["emb_norm"].to_numpy(), dtype=np.float32)
+        norm_N = _read_norms(parquet, table["emb_norm"])
     elif normalised:
         norm_N = np.ones(shape[0], dtype=np.float32)
     else:
@@ -142,7 +152,36 @@ def read_features(npy: Path | str, *, normalised: bool = False) -> StoredFeature
             f"would answer wrongly; write the embeddings again with `geoloc embed`, or pass normalised=True for a head "
             f"that was trained on features of length 1"
         )
-    return StoredFeatures(npy, shape[0], shape[1], table, norm_N, offset, dtype)
+    return StoredFeatures(npy, shape[0], shape[1], table, norm_N, offset, dtype, _has_identity(table))
+
+
+def _read_norms(parquet: Path, column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """[N]; nulls become NaN, which makes their rows, and no others, error rows."""
+    if not pa.types.is_floating(column.type) and not pa.types.is_integer(column.type):
+        raise InputError(
+            f"emb_norm in {parquet} is to be the length of each feature, and holds {column.type}; write the embeddings "
+            f"again with `geoloc embed`, or rename the column if it means something else"
+        )
+    return np.asarray(column.to_numpy(), dtype=np.float32)
+
+
+def _has_identity(table: pa.Table) -> bool:
+    if not set(IDENTITY) <= set(table.column_names):
+        return False
+    shard, row = table["shard"], table["row"]
+    if not (pa.types.is_string(shard.type) or pa.types.is_large_string(shard.type)):
+        return False
+    # Unsigned 64 bit numbers need not fit into ours.
+    if not pa.types.is_integer(row.type) or row.type == pa.uint64() or shard.null_count or row.null_count:
+        return False
+    return bool(table.select(list(IDENTITY)).group_by(list(IDENTITY)).aggregate([]).num_rows == table.num_rows)
+
+
+def _key(value: object, row: int) -> str:
+    """A key as text; what has none is named by its row."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(row if value is None else value)
 
 
 def read_header(npy: Path) -> tuple[tuple[int, int], np.dtype[np.floating], int]:

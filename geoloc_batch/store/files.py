@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -102,6 +104,9 @@ class FilePort(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
+
+    def every(self, seconds: float, task: Callable[[], None]) -> Callable[[], None]:
+        """Do `task` every so often beside everything else, first after `seconds`; the answer ends it and waits for it."""
 
     def token(self) -> str:
         """A name that was never given before."""
@@ -205,6 +210,22 @@ class OsFiles:
     def sleep(self, seconds: float) -> None:
         """See FilePort."""
         time.sleep(seconds)
+
+    def every(self, seconds: float, task: Callable[[], None]) -> Callable[[], None]:
+        """See FilePort."""
+        ended = threading.Event()
+
+        def keep_on() -> None:
+            while not ended.wait(seconds):
+                task()
+
+        def end() -> None:
+            ended.set()
+            thread.join()
+
+        thread = threading.Thread(target=keep_on, name="ledger-heartbeat", daemon=True)
+        thread.start()
+        return end
 
     def token(self) -> str:
         """See FilePort."""

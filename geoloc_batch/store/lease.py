@@ -66,8 +66,7 @@ class Leases:
         # Lease -> its time when last seen, and since when (our own seconds) it has not moved.
         self._unmoved: dict[Path, tuple[int, float]] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._stop_beating: Callable[[], None] | None = None
 
     def take(self, unit: int, slot: int, token: str) -> Lease | None:
         """Take a slot of a unit, None where it is taken."""
@@ -79,6 +78,9 @@ class Leases:
         text = json.dumps({"token": token, "owner": asdict(self._owner), "taken_ns": taken_ns})
         try:
             self.files.fill(path, text.encode())
+        except FileNotFoundError:
+            # We stood still for so long that the unit was committed meanwhile, and a sweep took our lease.
+            return None
         except OSError:
             # A full disk: what says nothing must not count as an execution.
             remove_file(self.files, path)
@@ -162,16 +164,10 @@ class Leases:
 
     def close(self) -> None:
         """Stop beating and remove the clock file. Leases still held stay where they are."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._stop_beating is not None:
+            self._stop_beating()
         remove_file(self.files, self._clock)
 
     def _start_beating(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._keep_beating, name="ledger-heartbeat", daemon=True)
-            self._thread.start()
-
-    def _keep_beating(self) -> None:
-        while not self._stop.wait(self.beat_s):
-            self.beat()
+        if self._stop_beating is None:
+            self._stop_beating = self.files.every(self.beat_s, self.beat)

@@ -12,6 +12,7 @@ Ranks share nothing but the folder. OUT then holds:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from geoloc_batch.records import Unit
+from geoloc_batch.store.adoption import adopt
 from geoloc_batch.store.commit import Commits
 from geoloc_batch.store.done import Done
 from geoloc_batch.store.execution import Execution, Totals
@@ -26,8 +28,7 @@ from geoloc_batch.store.files import FilePort, OsFiles
 from geoloc_batch.store.lease import Leases
 from geoloc_batch.store.marker import Marker, UnitCounts, quarantine_marker, read_marker
 from geoloc_batch.store.pin import config_hash, pin_config, prepare_folder, refuse_object_store
-from geoloc_batch.store.plan import match_plan, plan_bytes, plan_name, read_plan
-from geoloc_batch.store.publish import JsonValue, publish, remove_tree, stage_candidate
+from geoloc_batch.store.publish import JsonValue, remove_tree
 from geoloc_batch.store.schedule import Candidate, Schedule, judge
 
 __all__ = ["Execution", "Ledger", "Totals", "UnitCounts"]
@@ -45,7 +46,7 @@ class Ledger:
 
     def __init__(
         self,
-        out: Path,
+        out: Path | str,
         *,
         beat_s: float = 15.0,
         stale_beats: int = 4,
@@ -55,7 +56,7 @@ class Ledger:
         """Nothing is touched before `open`.
 
         Args:
-            out: the output folder.
+            out: the output folder; as text, so that an error shows a URL as it was given.
             beat_s: seconds between two touches of a lease.
             stale_beats: beats that a lease may miss before others take it for dead.
             max_executions: executions that end without a commit before the unit is quarantined.
@@ -105,33 +106,20 @@ class Ledger:
             units: in the order in which they would be numbered; their own indexes mean nothing.
 
         Returns:
-            The given units as they are pinned, in the order of their indexes. Units that are pinned and were not given
-            stay pinned, and are not executed by this rank. `warnings` names sources that have changed.
+            The given units as they are pinned, in the order of their indexes; a source that its pinned spelling no
+            longer leads to is spelt as it is given now. Units that are pinned and were not given stay pinned, and are
+            not executed by this rank. `warnings` names sources that have changed.
 
         Raises:
-            InputError: a source is given twice.
-            OutputError: a source was pinned in another way, and not all of it is done.
+            InputError: a source is given twice, or has the name of another file that was pinned.
+            OutputError: a source was pinned in another way, and not all of it is done; or the plan was removed.
         """
         assert self._is_open, "open() comes first"
-        while True:
-            known, parts = read_plan(self.out, self._files.read)
-            self._done.look_all(unit.index for unit in known)
-            adopted, fresh, self.warnings = match_plan(known, units, self._done.__contains__)
-            if not fresh:
-                break
-            self._append(fresh, parts)
-        self._schedule = Schedule(adopted, self._done)
-        return adopted
-
-    def _append(self, fresh: Sequence[Unit], part: int) -> None:
-        """Publish one more part of the plan. Another rank may be faster: the caller looks again."""
-        name, data = plan_name(part), plan_bytes(fresh)
-        scratch = self.out / "_staging" / f"plan.{self._files.token()}"
-        # Gone where a rank that saw us stopped for long has swept it: the caller's next turn does it again.
-        with contextlib.suppress(FileNotFoundError):
-            candidate = stage_candidate(self._files, scratch, name, data)
-            publish(self._files, candidate, self.out / name, data, has_links=self._commits.has_links)
-        remove_tree(self._files, scratch)
+        adopted = adopt(self._files, self.out, units, self._done, has_links=self._commits.has_links)
+        self._done.sources = self._sources = adopted.sources
+        self._schedule = Schedule(adopted.units, self._done)
+        self.warnings = adopted.warnings
+        return adopted.units
 
     def acquire(self) -> Execution | Literal["wait"] | None:
         """The next unit to work on, largest first.
@@ -193,7 +181,7 @@ class Ledger:
         if self._done.look(unit.index):
             self._leases.give_back(token)
             return None
-        execution = Execution(unit, token, slot, self._commits.staging(unit.index, token))
+        execution = Execution(unit, token, slot, self._commits.staging(unit.index, token), self._files)
         try:
             self._files.make_folder(execution.staging)
         except OSError:
@@ -239,7 +227,7 @@ class Ledger:
         """The marker if it won."""
         marker = Marker(
             unit=execution.unit.index,
-            source=execution.unit.source,
+            source=self._sources[execution.unit.index],
             token=execution.token,
             staging=execution.staging.relative_to(self.out).as_posix(),
             files=self._commits.measure(execution.staging, outputs),
@@ -280,15 +268,22 @@ class Ledger:
         """Commit a unit without files, for no execution of it has survived."""
         token = self._files.token()
         staging = self._commits.staging(unit.index, token)
+        pinned = dataclasses.replace(unit, source=self._sources[unit.index])
         marker = quarantine_marker(
-            unit, token, staging.relative_to(self.out).as_posix(), self._config_hash, self._max_executions
+            pinned, token, staging.relative_to(self.out).as_posix(), self._config_hash, self._max_executions
         )
-        self._commits.publish_marker(marker)
+        # Gone where another rank has published the same and swept what is left of ours.
+        with contextlib.suppress(FileNotFoundError):
+            self._commits.publish_marker(marker)
         remove_tree(self._files, staging)
         self._done.look(unit.index)
 
     def totals(self) -> Totals:
-        """Sums over the units of the adopted plan, from the markers. Each marker is read once."""
+        """Sums over the units given to adopt_plan, from their markers; others in OUT do not count. Each is read once.
+
+        Raises:
+            OutputError: a marker is broken, or of another source than the plan says.
+        """
         units = self._schedule.units
         self._done.look_all(unit.index for unit in units)
         counts = [marker.counts for unit in units if (marker := self._done.marker(unit.index)) is not None]
@@ -306,10 +301,13 @@ class Ledger:
         if not self._is_open:
             return
         self._is_open = False
-        for held in self._hands():
-            self._clear(held.execution)
-            self._let_go(held.execution)
-        self._leases.close()
+        try:
+            for held in self._hands():
+                self._clear(held.execution)
+                self._let_go(held.execution)
+        finally:
+            # Whatever fails above: what is left must grow stale, so that others take it up.
+            self._leases.close()
 
     def _hands(self) -> list[_Held]:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +14,17 @@ from geoloc_batch.records import Unit, UnitError
 from geoloc_batch.store.publish import canonical_json, read_published
 
 LAYOUT = 1
+# The JSON types of a marker's values, by their names: each name means the same wherever it stands.
+TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("source", "token", "staging", "config", "path", "sha256", "shard", "message"), (str,)),
+    **dict.fromkeys(("layout", "unit", "size", "samples", "rows", "errors", "offset"), (int,)),
+    **dict.fromkeys(("quarantined", "retryable"), (bool,)),
+    **dict.fromkeys(("files", "warnings"), (list,)),
+    "bytes_unread": (int, type(None)),
+    "unit_error": (dict, type(None)),
+    "counts": (dict,),
+    "seconds": (float, int),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,16 +77,42 @@ class Marker:
     @staticmethod
     def from_bytes(data: bytes) -> Marker:
         """Read a marker's file; ValueError, KeyError or TypeError where it is none."""
-        fields: dict[str, Any] = json.loads(data)
+        fields = _typed(json.loads(data))
         if fields.pop("layout") != LAYOUT:
             raise ValueError("it was written by another version")
-        counts = fields["counts"]
+        counts = _typed(fields["counts"])
         if counts["unit_error"] is not None:
-            counts["unit_error"] = UnitError(**counts["unit_error"])
+            counts["unit_error"] = UnitError(**_typed(counts["unit_error"]))
+        if not all(isinstance(warning, str) for warning in counts["warnings"]):
+            raise TypeError("a warning is not text")
         counts["warnings"] = tuple(counts["warnings"])
         fields["counts"] = UnitCounts(**counts)
-        fields["files"] = tuple(FileRecord(**file) for file in fields["files"])
-        return Marker(**fields)
+        fields["files"] = tuple(FileRecord(**_typed(file)) for file in fields["files"])
+        marker = Marker(**fields)
+        _check(marker)
+        return marker
+
+
+def _typed(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.80} stands for an object")
+    for name, member in value.items():
+        if type(member) not in TYPES.get(name, ()):
+            raise TypeError(f"{name} is {member!r:.80}")
+    return value
+
+
+def _check(marker: Marker) -> None:
+    """Files are moved to and from its paths: they must not lead out of OUT, and staging folders are removed whole."""
+    if marker.quarantined and (marker.files or marker.counts.unit_error is None):
+        raise ValueError("quarantined is true, and it has results")
+    staging = PurePosixPath(marker.staging).parts
+    if len(staging) != 2 or staging[0] != "_staging" or staging[1] == "..":
+        raise ValueError(f"staging is {marker.staging!r:.80}")
+    for file in marker.files:
+        path = PurePosixPath(file.path)
+        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file.path:
+            raise ValueError(f"path is {file.path!r:.80}")
 
 
 def quarantine_marker(unit: Unit, token: str, staging: str, config: str, max_executions: int) -> Marker:
@@ -107,16 +144,21 @@ def read_marker(out: Path, unit: int, read: Callable[[Path], bytes] = Path.read_
     """The marker of a unit, None where it has none.
 
     Raises:
-        OutputError: the file is no marker.
+        OutputError: the file is no marker, or that of another unit.
     """
     path = marker_path(out, unit)
     data = read_published(path, read)
     if data is None:
         return None
     try:
-        return Marker.from_bytes(data)
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} is not a marker ({error}); remove it and run the same command again") from error
+        marker = Marker.from_bytes(data)
+        if marker.unit != unit:
+            raise ValueError(f"unit is {marker.unit}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(
+            f"{path} is not a marker of unit {unit} ({error}); remove it and run the same command again"
+        ) from error
+    return marker
 
 
 def staged_name(relative: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -28,9 +29,10 @@ PACKED = "_shards"
 """Folder below OUT for photos that were packed on the fly; made before the ledger is opened."""
 # What filesystems and file servers put into folders by themselves.
 FOREIGN_BUT_HARMLESS = re.compile(r"lost\+found|\.DS_Store|\.nfs.*|\.snapshot|\.fuse_hidden.*")
-OBJECT_STORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+OBJECT_STORE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 MIN_FREE_BYTES = 8 << 20
 PIN_TRIES = 10
+MAX_SHOWN = 80
 
 
 def config_hash(config: Mapping[str, JsonValue]) -> str:
@@ -41,8 +43,10 @@ def config_hash(config: Mapping[str, JsonValue]) -> str:
 def refuse_object_store(out: Path | str) -> None:
     """Raise OutputError for an URL: object stores have neither exclusive creation nor renames."""
     if OBJECT_STORE.match(str(out)):
+        # A Path has swallowed one of the slashes.
+        given = OBJECT_STORE.sub(r"\1://", str(out), count=1)
         raise OutputError(
-            f"--out {out} is a URL: an object store has no exclusive creation and no rename, so nothing there can be "
+            f"--out {given} is a URL: an object store has no exclusive creation and no rename, so nothing there can be "
             f"written exactly once; write to a local or shared folder and copy that when it is complete"
         )
 
@@ -61,13 +65,22 @@ def prepare_folder(files: FilePort, out: Path) -> bool:
         found = files.stat(out)
         if found is not None and not found.is_folder:
             raise OutputError(f"--out {out} is a file; give a folder")
+        missing = [folder for folder in out.parents if files.stat(folder) is None]
         files.make_folder(out)
+        # A name of OUT that a power cut takes back would take every result with it.
+        for made in [out, *missing]:
+            with contextlib.suppress(OSError):
+                files.sync_folder(made.parent)
         # First the names, then run.json: a rank that starts beside us makes that before anything of its results.
         names = files.names(out)
         if files.stat(out / RUN_FILE) is None:
             refuse_foreign(out, names)
         for name in OWN_FOLDERS:
             files.make_folder(out / name)
+        for _ in range(PIN_TRIES - 1):
+            # Swept by a rank that saw us stopped for long: once more.
+            with contextlib.suppress(FileNotFoundError):
+                return _probe(files, out)
         return _probe(files, out)
     except OSError as error:
         raise OutputError(f"--out {out} cannot be used: {error.strerror or error}; {_remedy(error)}") from error
@@ -160,7 +173,7 @@ def parse_run(path: Path, data: bytes) -> dict[str, JsonValue]:
     try:
         run = json.loads(data)
         layout, config = run["layout"], run["config"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{path} was not written by geoloc; give another --out") from error
     if layout != LAYOUT or not isinstance(config, dict):
         raise OutputError(f"{path} has layout {layout}, this version writes {LAYOUT}; give another --out")
@@ -183,8 +196,8 @@ def _compare(
         if key not in pinned or key not in given:
             side = "is not pinned" if key not in pinned else "is not given"
             differing.append(f"{key} {side} (the other side has {_shown(given.get(key, pinned.get(key)))})")
-        elif given[key] != pinned[key] and key not in adoptable:
-            differing.append(f"{key} is pinned to {_shown(pinned[key])}, now {_shown(given[key])}")
+        elif key not in adoptable:
+            differing += _differences(key, pinned[key], given[key])
     if differing:
         raise OutputError(
             f"--out {out} belongs to a run with another config: {'; '.join(differing)}. "
@@ -193,6 +206,35 @@ def _compare(
     return pinned
 
 
+def _differences(name: str, pinned: JsonValue, given: JsonValue) -> Iterator[str]:
+    """What differs, down to the innermost values."""
+    if pinned == given:
+        return
+    if isinstance(pinned, dict) and isinstance(given, dict):
+        for key in sorted(pinned.keys() | given.keys()):
+            if key in pinned and key in given:
+                yield from _differences(f"{name}.{key}", pinned[key], given[key])
+            elif key in pinned:
+                yield f"{name}.{key} is pinned to {_shown(pinned[key])}, now it is not given"
+            else:
+                yield f"{name}.{key} is not pinned, now {_shown(given[key])}"
+    elif isinstance(pinned, list) and isinstance(given, list):
+        if len(pinned) != len(given):
+            yield f"{name} is pinned to {len(pinned)} entries, now {len(given)}"
+        for number, (old, new) in enumerate(zip(pinned, given, strict=False)):
+            yield from _differences(f"{name}[{number}]", old, new)
+    else:
+        texts = json.dumps(pinned), json.dumps(given)
+        # Long texts that begin alike are shown from shortly before they part.
+        alike = next((i for i, (old, new) in enumerate(zip(*texts, strict=False)) if old != new), 0)
+        start = max(0, alike - 20) if max(map(len, texts)) > MAX_SHOWN else 0
+        yield f"{name} is pinned to {_cut(texts[0], start)}, now {_cut(texts[1], start)}"
+
+
 def _shown(value: JsonValue) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str, start: int = 0) -> str:
+    text = "..." + text[start:] if start else text
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import FilePort
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
@@ -27,13 +28,23 @@ def canonical_json(value: JsonValue) -> bytes:
 
 
 def read_published(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> bytes | None:
-    """What was published under `path`, None where nothing was."""
+    """What was published under `path`, None where nothing was.
+
+    Raises:
+        OutputError: a folder stands there that nobody has published.
+    """
     try:
         return read(path)
     except FileNotFoundError:
         return None
     except IsADirectoryError:
-        return read(path / path.name)
+        try:
+            return read(path / path.name)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise OutputError(
+                f"{path} is a folder without the file {path.name} in it; put that back, or remove the folder and run "
+                f"the same command again"
+            ) from error
 
 
 def stage_candidate(files: FilePort, folder: Path, name: str, data: bytes) -> Path:
@@ -76,6 +87,17 @@ def publish(files: FilePort, candidate: Path, target: Path, data: bytes, *, has_
             return False
     files.sync_folder(target.parent)
     return True
+
+
+def discard(files: FilePort, folder: Path) -> None:
+    """Remove a folder of somebody who may still wake up and publish from it.
+
+    First its name goes: without hard links a folder is published, and one that is half removed would be so, empty.
+    """
+    gone = folder.with_name(f"swept.{files.token()}")
+    with contextlib.suppress(FileNotFoundError):
+        files.rename(folder, gone)
+        remove_tree(files, gone)
 
 
 def remove_tree(files: FilePort, folder: Path) -> None:

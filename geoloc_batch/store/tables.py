@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from geoloc_batch.errors import InputError
 from geoloc_batch.geo.located import Located
 from geoloc_batch.records import RowError, Sample
 from geoloc_batch.store import metadata
@@ -82,7 +83,7 @@ def write_predictions(path: Path, samples: Sequence[Sample], located: Located) -
 
     Args:
         path: gets one row for each sample.
-        samples: N of them, ordered by row.
+        samples: N of them, ordered by row; those of an embedding pair as they stand in it.
         located: N places in the same order.
     """
     _check_order(samples)
@@ -120,6 +121,37 @@ def write_errors(path: Path, errors: Sequence[RowError]) -> None:
     _write(path, columns)
 
 
+def read_tables(folder: Path | str) -> pa.Table:
+    """All tables of a folder (predictions, metadata, errors) as one, in the order of their units.
+
+    The samples' json may give a column another type in every shard: integers and doubles become doubles where no digit
+    is lost by it, all else that does not go together becomes text. What a shard does not have is null.
+
+    Raises:
+        InputError: the folder holds no Parquet, or one that cannot be read.
+    """
+    paths = sorted(Path(folder).glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        raise InputError(f"{folder} holds no .parquet; name a folder such as OUT/predictions")
+    try:
+        tables = [pq.ParquetFile(path).read().replace_schema_metadata() for path in paths]
+        for name in dict.fromkeys(name for table in tables for name in table.column_names):
+            columns = [table.select([name]) for table in tables if name in table.column_names]
+            try:
+                pa.concat_tables(columns, promote_options="permissive")
+            except pa.ArrowException:
+                as_text = pa.field(name, pa.string())
+                tables = [
+                    table.set_column(table.column_names.index(name), as_text, table[name].cast(pa.string()))
+                    if name in table.column_names
+                    else table
+                    for table in tables
+                ]
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"the tables in {folder} cannot be read: {error}; see `geoloc verify`") from error
+
+
 def _identity(samples: Sequence[Sample]) -> dict[str, pa.Array]:
     return {
         "key": pa.array([metadata.text(sample.key) for sample in samples], pa.string()),
@@ -131,8 +163,10 @@ def _identity(samples: Sequence[Sample]) -> dict[str, pa.Array]:
 def _check_order(samples: Sequence[Sample]) -> None:
     if not samples:
         raise ValueError("a unit without a good row has no table of them")
-    for before, after in itertools.pairwise(samples):
-        assert before.shard != after.shard or before.row < after.row, "rows must be sorted by their row number"
+    # Stored embeddings may hold rows of several shards in any order: their place in the pair is their order.
+    if samples[0].unit.kind == "shard":
+        for before, after in itertools.pairwise(samples):
+            assert before.row < after.row, "rows must be sorted by their row number"
 
 
 def _lists(values_NK: NDArray[np.int32] | NDArray[np.float32], kind: pa.DataType) -> pa.ListArray:

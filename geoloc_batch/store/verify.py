@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from geoloc_batch.errors import InputError, OutputError
+from geoloc_batch.records import Unit
+from geoloc_batch.store.done import check_source
 from geoloc_batch.store.features import read_header
-from geoloc_batch.store.files import digest
+from geoloc_batch.store.files import digest, stat
 from geoloc_batch.store.marker import FileRecord, Marker, marker_path, read_marker, staged_name
-from geoloc_batch.store.pin import config_hash, read_config
-from geoloc_batch.store.plan import read_plan
+from geoloc_batch.store.pin import FOREIGN_BUT_HARMLESS, RUN_FILE, config_hash, read_config
+from geoloc_batch.store.plan import plan_name, read_plan
+from geoloc_batch.store.seen import Seen
 
 PLAN_NAME = re.compile(r"plan(_\d+)?\.parquet")
+# What reading a table may raise that somebody has changed.
+TABLE_ERRORS = (InputError, OSError, pa.ArrowException, KeyError, TypeError, ValueError)
 
 
 @dataclass(slots=True)
@@ -55,43 +58,104 @@ def verify(out: Path | str) -> Verification:
     """
     out = Path(out)
     found = Verification()
-    config = config_hash(read_config(out))
-    plan, _ = read_plan(out)
+    config = _read_config(out, found)
+    plan = _read_plan(out, found)
+    if plan is None:
+        # Which files belong to what cannot be told: none of them may be called too many.
+        return found
     found.units = len(plan)
-    seen = _Seen()
+    seen = Seen()
     recorded: set[str] = set()
     undone = 0
     for unit in plan:
-        try:
-            marker = read_marker(out, unit.index)
-        except OutputError as error:
-            found.problems.append(str(error))
-            undone += 1
-            continue
+        marker = _read_marker(out, unit, found)
         if marker is None:
             undone += 1
             continue
         recorded.update(file.path for file in marker.files)
         found.samples += marker.counts.samples
-        if marker.config != config:
+        if config is not None and marker.config != config:
             found.problems.append(
-                f"unit {unit.index} ({unit.source}) was made with config {marker.config}, {out / 'run.json'} says "
+                f"unit {unit.index} ({unit.source}) was made with config {marker.config}, {out / RUN_FILE} says "
                 f"{config}: two runs are mixed; {_again(out, marker)}"
             )
-        _check_unit(out, marker, found, seen)
+        _check_unit(out, unit, marker, found, seen)
     if undone:
         found.missing += undone
         found.problems.append(f"{undone} of {len(plan)} units are not done; run the same command again")
-    seen.check_shards(found)
+    for shard, doubled, what in seen.doubles():
+        found.duplicates += doubled
+        found.problems.append(
+            f"{shard}: {doubled} {what} stand more than once; remove the markers of its units in _done and run the "
+            f"same command again"
+        )
+    _check_markers(out, len(plan), found)
     _check_orphans(out, recorded, found)
     return found
+
+
+def _read_config(out: Path, found: Verification) -> str | None:
+    """Hash of the pinned config, None where run.json is there and harmed."""
+    try:
+        return config_hash(read_config(out))
+    except (OutputError, OSError) as error:
+        if stat(out / RUN_FILE) is None:
+            raise
+        found.problems.append(
+            f"{out / RUN_FILE} cannot be read ({error}); put it back as it was, or run again with another --out"
+        )
+        return None
+
+
+def _read_plan(out: Path, found: Verification) -> list[Unit] | None:
+    """The planned units; None, and a problem, where there is no plan to hold the files against."""
+    try:
+        plan, num_parts = read_plan(out)
+    except (OutputError, OSError) as error:
+        found.problems.append(f"{error}; then run the same command again")
+        return None
+    parts = {plan_name(part) for part in range(num_parts)}
+    strays = sorted(path.name for path in out.iterdir() if PLAN_NAME.fullmatch(path.name) and path.name not in parts)
+    if strays:
+        found.problems.append(
+            f"{out} has {strays[0]} and no {plan_name(num_parts)}; put that back as it was, or run again with another "
+            f"--out"
+        )
+    if plan:
+        return plan
+    if not strays:
+        markers = sum(1 for _ in (out / "_done").glob("*/*.json"))
+        results = sum(1 for _ in _results(out))
+        if markers or results:
+            found.problems.append(
+                f"{out} has no {plan_name(0)}, and {markers} markers and {results} files of results: whose they are is "
+                f"lost; put the plan back as it was, or run again with another --out"
+            )
+        else:
+            found.problems.append(f"nothing was planned in {out}, so nothing is proved; run the same command again")
+    return None
+
+
+def _read_marker(out: Path, unit: Unit, found: Verification) -> Marker | None:
+    """A unit's marker; None, and a problem where one is there, for none of its own."""
+    try:
+        marker = read_marker(out, unit.index)
+        if marker is not None:
+            check_source(out, marker, unit.source)
+        return marker
+    except OutputError as error:
+        found.problems.append(str(error))
+    except OSError as error:
+        path = marker_path(out, unit.index)
+        found.problems.append(f"{path} cannot be read ({error}); remove it and run the same command again")
+    return None
 
 
 def _again(out: Path, marker: Marker) -> str:
     return f"remove {marker_path(out, marker.unit)} and run the same command again"
 
 
-def _check_unit(out: Path, marker: Marker, found: Verification, seen: _Seen) -> None:
+def _check_unit(out: Path, unit: Unit, marker: Marker, found: Verification, seen: Seen) -> None:
     """Every file of a unit: there, unharmed, and as long as the counts say."""
     counts = marker.counts
     problems_before = len(found.problems)
@@ -113,7 +177,10 @@ def _check_unit(out: Path, marker: Marker, found: Verification, seen: _Seen) -> 
             rows_of[file.path] = length
         # Several tables of one unit hold the same photos: the first is looked at.
         if is_error_table or not is_noted:
-            seen.add(pq.ParquetFile(path).read(["key", "shard", "row"]), are_rows=not is_error_table)
+            try:
+                seen.add(unit, pq.ParquetFile(path).read(["key", "shard", "row"]), are_rows=not is_error_table)
+            except TABLE_ERRORS as error:
+                found.problems.append(f"{path} does not name its photos ({error}); {_again(out, marker)}")
             is_noted = is_noted or not is_error_table
     rows = max(rows_of.values(), default=0)
     found.rows += rows
@@ -150,52 +217,45 @@ def _check_file(out: Path, marker: Marker, file: FileRecord, found: Verification
         if path.suffix == ".npy":
             return read_header(path)[0][0]
         return int(pq.read_metadata(path).num_rows)
-    except (InputError, OSError, pa.ArrowException) as error:
+    except TABLE_ERRORS as error:
         found.problems.append(f"{path} cannot be read: {error}; {_again(out, marker)}")
         return None
 
 
-class _Seen:
-    """Row numbers and keys of every shard, gathered from all units: a large tar is several units."""
+def _check_markers(out: Path, num_units: int, found: Verification) -> None:
+    """Markers of units that the plan does not have, and what is none."""
+    beyond: list[Path] = []
+    for path in sorted((out / "_done").glob("*/*")):
+        number = path.name.removesuffix(".json")
+        if FOREIGN_BUT_HARMLESS.fullmatch(path.name):
+            continue
+        if not number.isdecimal() or path != marker_path(out, int(number)):
+            found.problems.append(f"{path} is not a marker; remove it")
+        elif int(number) >= num_units:
+            beyond.append(path)
+    # A run that goes on may have planned and done more since the plan was read.
+    if beyond and len(read_plan(out)[0]) == num_units:
+        found.problems.append(
+            f"{len(beyond)} units are marked done that the plan does not have, the first in {beyond[0]}: a part of the "
+            f"plan was removed; put it back as it was, or remove these markers and run the command for their shards "
+            f"again"
+        )
 
-    def __init__(self) -> None:
-        self._rows: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
-        self._key_hashes: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
 
-    def add(self, table: pa.Table, *, are_rows: bool) -> None:
-        """Note a table. Error rows count by row alone: the later of two equal keys is one, and rightly so."""
-        shards = table["shard"].to_numpy(zero_copy_only=False)
-        rows = table["row"].to_numpy().astype(np.int64)
-        # Eight bytes a key: the keys of millions of photos need not fit into memory.
-        hashes = np.fromiter(map(hash, table["key"].to_pylist()), dtype=np.int64, count=table.num_rows)
-        for shard in sorted(set(shards.tolist())):
-            of_shard = shards == shard
-            self._rows[shard].append(rows[of_shard])
-            if are_rows:
-                self._key_hashes[shard].append(hashes[of_shard])
-
-    def check_shards(self, found: Verification) -> None:
-        """Count what stands twice."""
-        for what, gathered in (("photos", self._rows), ("keys", self._key_hashes)):
-            for shard, parts in gathered.items():
-                values = np.concatenate(parts)
-                doubled = len(values) - len(np.unique(values))
-                if doubled:
-                    found.duplicates += doubled
-                    found.problems.append(
-                        f"{shard}: {doubled} {what} stand more than once; remove the markers of its units in _done and "
-                        f"run the same command again"
-                    )
+def _results(out: Path) -> Iterator[Path]:
+    """Every result file, relative to OUT."""
+    for suffix in ("npy", "parquet"):
+        for path in sorted(out.rglob(f"*.{suffix}")):
+            relative = path.relative_to(out)
+            if not relative.parts[0].startswith("_") and not PLAN_NAME.fullmatch(relative.parts[0]):
+                yield relative
 
 
 def _check_orphans(out: Path, recorded: set[str], found: Verification) -> None:
     """Result files that no marker names."""
-    for suffix in ("npy", "parquet"):
-        for path in sorted(out.rglob(f"*.{suffix}")):
-            relative = path.relative_to(out)
-            is_ours = relative.parts[0].startswith("_") or PLAN_NAME.fullmatch(relative.parts[0]) is not None
-            if not is_ours and relative.as_posix() not in recorded and not _is_committed_since(out, relative):
-                found.problems.append(f"{path} belongs to no committed unit; remove it")
+    for relative in _results(out):
+        if relative.as_posix() not in recorded and not _is_committed_since(out, relative):
+            found.problems.append(f"{out / relative} belongs to no committed unit; remove it")
 
 
 def _is_committed_since(out: Path, relative: Path) -> bool:
@@ -203,7 +263,7 @@ def _is_committed_since(out: Path, relative: Path) -> bool:
     number = relative.stem.rpartition("_")[2]
     try:
         marker = read_marker(out, int(number)) if number.isdecimal() else None
-    except OutputError:
+    except (OutputError, OSError):
         # The marker is broken, which has been told: whether the file belongs to it nobody knows.
         return True
     return marker is not None and any(file.path == relative.as_posix() for file in marker.files)

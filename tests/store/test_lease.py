@@ -40,7 +40,8 @@ def seen_by_another(files: Clocks, folder: Path) -> tuple[Leases, Lease]:
     theirs = Leases(files, folder, beat_s=1000, stale_beats=4)
     assert theirs.take(7, 1, "theirs")
     theirs.beat()
-    theirs._stop.set()
+    assert theirs._stop_beating is not None
+    theirs._stop_beating()
     ours = Leases(files, folder, beat_s=15, stale_beats=4)
     ours.server_now_ns()
     return ours, ours.all()[7][0]

@@ -44,6 +44,25 @@ def test_another_config_is_refused_naming_every_key_both_values_and_the_remedy(t
     assert "precision" not in told
 
 
+def test_the_innermost_keys_that_differ_are_named_whatever_stands_before_them(tmp_path: Path) -> None:
+    def config(name: str, sha256: str, **more: Any) -> dict[str, Any]:
+        head = {"cells_sha256": "0" * 64, "kind": "mlp", "path": "/" + "long/" * 30 + name, "name": name}
+        return {**CONFIG, "heads": [head, {"name": "world", "sha256": sha256, **more}]}
+
+    open_with(tmp_path, config("europe", "a" * 64))
+
+    with pytest.raises(OutputError) as refusal:
+        open_with(tmp_path, config("europa", "b" * 64, scale=2))
+    told = str(refusal.value)
+    assert 'heads[0].name is pinned to "europe", now "europa"' in told
+    assert f'heads[1].sha256 is pinned to "{"a" * 64}", now "{"b" * 64}"' in told
+    assert "heads[1].scale is not pinned, now 2" in told
+    assert 'long/europe", now ...' in told
+    assert "cells_sha256" not in told
+    with pytest.raises(OutputError, match=r"2 entries, now 1; .*heads\[0\]\.name is pinned to"):
+        open_with(tmp_path, {**CONFIG, "heads": [{"name": "other"}]})
+
+
 @pytest.mark.parametrize("side", ["given", "pinned"])
 def test_a_key_that_only_one_side_has_is_refused(tmp_path: Path, side: str) -> None:
     more = {**CONFIG, "tap": "pooled"}
@@ -62,8 +81,8 @@ def test_a_key_left_open_adopts_the_pinned_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["s3://bucket/out", "gs://bucket/out", "hf://datasets/a/b", "az://c/out"])
 def test_an_object_store_is_refused_before_anything_is_touched(out: str) -> None:
     for given in (out, Path(out)):
-        with pytest.raises(OutputError, match="local or shared folder"):
-            Ledger(given)  # type: ignore[arg-type]
+        with pytest.raises(OutputError, match=f"--out {out} is a URL.* local or shared folder"):
+            Ledger(given)
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from store_samples import CONFIG, make_units, work
 
 from geoloc_batch.errors import InputError, OutputError
 from geoloc_batch.records import Unit
+from geoloc_batch.store import adoption
 from geoloc_batch.store.ledger import Ledger
-from geoloc_batch.store.plan import match_plan
+from geoloc_batch.store.plan import match_plan, read_plan
 
 
 def adopt(out: Path, units: list[Unit], *, is_worked: bool = False) -> tuple[list[Unit], Ledger]:
@@ -49,7 +51,9 @@ def test_a_second_rank_with_the_same_shards_adds_no_part(tmp_path: Path) -> None
     assert not list(tmp_path.glob("plan_*"))
 
 
-def test_ranks_that_append_different_shards_at_once_agree_on_the_indexes(tmp_path: Path) -> None:
+def test_ranks_that_append_different_shards_at_once_agree_on_the_indexes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = Ledger(tmp_path), Ledger(tmp_path)
     first.open(CONFIG)
     second.open(CONFIG)
@@ -57,16 +61,16 @@ def test_ranks_that_append_different_shards_at_once_agree_on_the_indexes(tmp_pat
     is_first_try = True
 
     # The other rank's part is published between this rank's look and its own part.
-    publish = second._append
+    append = adoption.append
 
-    def late(fresh: Any, part: int) -> None:
+    def late(*arguments: Any, **options: Any) -> None:
         nonlocal is_first_try
         if is_first_try:
             is_first_try = False
             first.adopt_plan(shards[:2])
-        publish(fresh, part)
+        append(*arguments, **options)
 
-    second._append = late  # type: ignore[method-assign]
+    monkeypatch.setattr(adoption, "append", late)
     adopted = second.adopt_plan(shards[1:])
 
     assert [(unit.index, unit.source) for unit in adopted] == [(i, shards[i].source) for i in (1, 2, 3)]
@@ -140,8 +144,16 @@ def test_a_size_that_is_not_known_is_not_compared() -> None:
 def test_another_limit_is_refused() -> None:
     trial = [dataclasses.replace(make_units(1)[0], max_rows=5)]
 
-    with pytest.raises(OutputError, match="--limit"):
+    with pytest.raises(OutputError, match=r"with its first 5 photos and is now given with all .* --limit is another"):
         match_plan(trial, make_units(1), lambda unit: True)
+
+
+def test_a_shard_that_was_replaced_by_a_larger_one_is_not_blamed_on_the_limit_alone() -> None:
+    pinned = make_units(1)
+    larger = [dataclasses.replace(pinned[0], max_rows=20, num_bytes=5000)]
+
+    with pytest.raises(OutputError, match=r"with its first 20 photos: either --limit .* or this shard, or one before"):
+        match_plan(pinned, larger, lambda unit: True)
 
 
 def test_a_plan_with_a_lost_part_is_refused(tmp_path: Path) -> None:
@@ -152,3 +164,53 @@ def test_a_plan_with_a_lost_part_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="gaps or doubles"):
         adopt(tmp_path, make_units(4))
+
+
+def test_no_flipped_byte_of_the_plan_changes_a_unit_or_ends_in_a_traceback(tmp_path: Path) -> None:
+    adopt(tmp_path, make_units(3))
+    path = tmp_path / "plan.parquet"
+    whole, (units, _) = path.read_bytes(), read_plan(tmp_path)
+    refusals = []
+    for position in range(0, len(whole), 3):
+        changed = bytearray(whole)
+        changed[position] ^= 0x10
+        try:
+            assert read_plan(tmp_path, lambda asked, data=bytes(changed): look(asked, path, data)) == (units, 1)
+        except OutputError as error:
+            refusals.append(str(error))
+
+    assert len(refusals) > len(whole) / 8
+    assert all(f"{path} is not a plan, or was changed" in told for told in refusals)
+
+
+def look(asked: Path, path: Path, data: bytes) -> bytes:
+    """A machine that holds one file."""
+    if asked != path:
+        raise FileNotFoundError
+    return data
+
+
+@pytest.mark.parametrize("column", ["source", "index", "num_bytes"])
+def test_a_plan_with_other_columns_or_without_values_is_refused(tmp_path: Path, column: str) -> None:
+    adopt(tmp_path, make_units(3))
+    table = pq.ParquetFile(tmp_path / "plan.parquet").read().replace_schema_metadata()
+    place = table.column_names.index(column)
+    kind = table.schema.field(column).type
+    for changed in (
+        table.drop_columns([column]),
+        table.set_column(place, column, pa.nulls(3, kind)),
+        table.set_column(place, column, pa.array([1.5, 2.5, 3.5])),
+    ):
+        pq.write_table(changed, tmp_path / "plan.parquet")
+        with pytest.raises(OutputError, match="not a plan, or was changed"):
+            adopt(tmp_path, make_units(3))
+
+
+@pytest.mark.parametrize("name", ["plan.parquet", "run.json", "_done/000/000001.json"])
+def test_a_folder_where_a_file_was_published_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    adopt(tmp_path, make_units(2), is_worked=True)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+
+    with pytest.raises(OutputError, match=r"is a folder without the file .* put that back, or remove the folder"):
+        adopt(tmp_path, make_units(2))[1].totals()

@@ -10,28 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_samples import make_located, make_samples, make_units, run_rank
+from store_samples import make_features, make_located, make_samples, make_units, write_pair
 
 from geoloc_batch.errors import InputError
-from geoloc_batch.records import RowError, Sample, Unit
+from geoloc_batch.records import RowError
 from geoloc_batch.store import tables
-from geoloc_batch.store.features import plan_embeddings, read_features
 
 UNIT = make_units(1)[0]
 # float16 rows of length 1: half a unit in the last place of the largest value, over the row.
 FEATURE_TOLERANCE = 1e-3
-
-
-def write_pair(folder: Path, samples: list[Sample], features_ND: np.ndarray, index: int = 0) -> Path:
-    npy, parquet = (folder / path for path in tables.embedding_paths(index))
-    npy.parent.mkdir(exist_ok=True)
-    parquet.parent.mkdir(exist_ok=True)
-    tables.write_embeddings(npy, parquet, samples, features_ND)
-    return npy
-
-
-def make_features(rows: int, width: int = 17, seed: int = 0) -> np.ndarray:
-    return (np.random.default_rng(seed).normal(size=(rows, width)) * 13).astype(np.float32)
 
 
 def test_names_are_those_of_the_layout() -> None:
@@ -138,125 +125,35 @@ def test_errors_are_read_as_they_were_written(tmp_path: Path) -> None:
     ]
 
 
-def test_features_come_back_with_their_lengths_and_their_samples(tmp_path: Path) -> None:
-    samples, features_ND = make_samples(UNIT, 13), make_features(13)
-    samples = [dataclasses.replace(sample, row=sample.row * 3) for sample in samples]
-    write_pair(tmp_path, samples, features_ND, index=4)
-    (unit,) = plan_embeddings(tmp_path)
-    stored = read_features(unit.source)
-
-    chunks = list(stored.chunks(unit, 5))
-
-    assert [len(features) for features, _ in chunks] == [5, 5, 3]
-    read_ND = np.concatenate([features for features, _ in chunks])
-    assert read_ND.dtype == np.float32
-    np.testing.assert_array_equal(read_ND, stored.features_ND)
-    error_N = np.linalg.norm(read_ND - features_ND, axis=1) / np.linalg.norm(features_ND, axis=1)
-    assert error_N.max() < FEATURE_TOLERANCE
-    read = [sample for _, of_chunk in chunks for sample in of_chunk]
-    assert [(s.unit, s.shard, s.row, s.key) for s in read] == [(unit, s.shard, s.row, s.key) for s in samples]
-    assert [json.loads(sample.meta)["place.name"] for sample in read] == ["é"] * 13
-
-
-def test_an_output_of_embed_is_planned_in_the_order_of_its_units(tmp_path: Path) -> None:
-    run_rank(tmp_path, 3)
-
-    units = plan_embeddings(tmp_path)
-
-    assert [(unit.index, unit.kind, Path(unit.source).name) for unit in units] == [
-        (index, "embeddings", f"img_emb_{index:06d}.npy") for index in range(3)
+def test_tables_whose_json_differs_in_type_are_read_as_one_without_losing_a_digit(tmp_path: Path) -> None:
+    long_id = 2**53 + 1
+    metas = [
+        {"height": 3, "id": long_id, "place": 7, "same": 1, "first": True},
+        {"height": 2.5, "id": 0.5, "place": "Oslo", "same": 2},
+        {"height": 4, "id": 8, "place": True, "same": 3, "last": "z"},
     ]
-    assert units[0].num_bytes == Path(units[0].source).stat().st_size
+    for index, meta in zip((2, 9, 1_000_000), metas, strict=True):
+        samples = [dataclasses.replace(make_samples(UNIT, 1)[0], meta=json.dumps(meta).encode())]
+        tables.write_predictions(tmp_path / Path(tables.predictions_path(index)).name, samples, make_located(1))
+    # Arrow's own reader takes the types of the first file for those of all.
+    with pytest.raises((pa.ArrowException, ValueError)):
+        pq.read_table(tmp_path)
+
+    table = tables.read_tables(tmp_path)
+
+    assert table["meta_height"].to_pylist() == [3.0, 2.5, 4.0]
+    assert table["meta_id"].to_pylist() == [str(long_id), "0.5", "8"]
+    assert table["meta_place"].to_pylist() == ["7", "Oslo", "true"]
+    assert table["meta_same"].to_pylist() == [1, 2, 3]
+    assert table["meta_first"].to_pylist() == [True, None, None]
+    assert table["meta_last"].to_pylist() == [None, None, "z"]
+    assert table["row"].type == pa.int64()
+    assert table["topk_cell"].type == pa.list_(pa.int32())
 
 
-def test_a_folder_of_clip_retrieval_is_read_when_its_rows_are_said_to_be_normalised(tmp_path: Path) -> None:
-    rows_ND = make_features(4)
-    rows_ND /= np.linalg.norm(rows_ND, axis=1, keepdims=True)
-    for number in (0, 2, 10):
-        (tmp_path / "img_emb").mkdir(exist_ok=True)
-        (tmp_path / "metadata").mkdir(exist_ok=True)
-        np.save(tmp_path / f"img_emb/img_emb_{number}.npy", rows_ND.astype(np.float16))
-        table = pa.table({"image_path": ["a", "b", "c", "d"], "caption": ["x", None, "y", "z"]})
-        pq.write_table(table, tmp_path / f"metadata/metadata_{number}.parquet")
-
-    units = plan_embeddings(tmp_path)
-    assert [Path(unit.source).name for unit in units] == ["img_emb_0.npy", "img_emb_2.npy", "img_emb_10.npy"]
-    with pytest.raises(InputError, match="emb_norm"):
-        read_features(units[0].source)
-    stored = read_features(units[0].source, normalised=True)
-
-    np.testing.assert_allclose(stored.features(1, 3), rows_ND[1:3], atol=FEATURE_TOLERANCE)
-    samples = stored.samples(units[0], 1, 3)
-    assert [(s.shard, s.row, s.key, json.loads(s.meta)) for s in samples] == [
-        (units[0].source, 1, "b", {"caption": None}),
-        (units[0].source, 2, "c", {"caption": "y"}),
-    ]
-
-
-def test_pairs_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    npy = write_pair(tmp_path, make_samples(UNIT, 4), make_features(4))
-    parquet = tmp_path / "metadata/metadata_000000.parquet"
-    whole = npy.read_bytes()
-
-    npy.write_bytes(whole[:-5])
-    with pytest.raises(InputError, match="cut off"):
-        read_features(npy)
-    npy.write_bytes(b"no array")
-    with pytest.raises(InputError, match=r"img_emb_000000\.npy cannot be read"):
-        read_features(npy)
-    np.save(npy, np.zeros((3, 17), np.float16))
-    with pytest.raises(InputError, match=r"3 rows and .* 4"):
-        read_features(npy)
-    np.save(npy, np.zeros(3, np.float16))
-    with pytest.raises(InputError, match="row of floats"):
-        read_features(npy)
-    npy.write_bytes(whole)
-    parquet.write_bytes(parquet.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"metadata_000000\.parquet cannot be read"):
-        read_features(npy)
-    parquet.unlink()
-    with pytest.raises(InputError, match="to its end"):
-        plan_embeddings(tmp_path)
-    with pytest.raises(InputError, match="holds no embeddings"):
-        plan_embeddings(tmp_path / "nowhere")
-
-
-def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_not_the_end(tmp_path: Path) -> None:
-    npy = write_pair(tmp_path, make_samples(UNIT, 100), make_features(100))
-    stored = read_features(npy)
-    npy.write_bytes(npy.read_bytes()[:2000])
-
-    with pytest.raises(InputError, match="become shorter"):
-        stored.features(50, 100)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_embedding_reader_gives_the_rows_in_the_order_of_the_metadata(tmp_path: Path) -> None:
-    from embedding_reader import EmbeddingReader
-
-    expected = []
-    for index, rows in enumerate([5, 1, 8]):
-        features_ND = make_features(rows, seed=index)
-        unit = Unit(index=index, kind="shard", source=f"{index}.tar")
-        write_pair(tmp_path, make_samples(unit, rows), features_ND, index)
-        expected += [
-            (unit.source, row, vector)
-            for row, vector in enumerate(features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True))
-        ]
-
-    plain = EmbeddingReader(str(tmp_path / "img_emb"), file_format="npy")
-    paired = EmbeddingReader(
-        str(tmp_path / "img_emb"),
-        file_format="parquet_npy",
-        metadata_folder=str(tmp_path / "metadata"),
-        meta_columns=["shard", "row"],
-    )
-
-    assert (plain.count, plain.dimension) == (14, 17)
-    plain_rows = np.concatenate([rows for rows, _ in plain(batch_size=4, show_progress=False)])
-    batches = list(paired(batch_size=4, show_progress=False))
-    names = [pair for _, meta in batches for pair in zip(meta["shard"], meta["row"], strict=True)]
-    assert names == [(shard, row) for shard, row, _ in expected]
-    vectors = np.stack([vector for *_, vector in expected])
-    np.testing.assert_allclose(plain_rows, vectors, atol=FEATURE_TOLERANCE)
-    np.testing.assert_allclose(np.concatenate([rows for rows, _ in batches]), vectors, atol=FEATURE_TOLERANCE)
+def test_a_folder_without_tables_or_with_a_harmed_one_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no \.parquet"):
+        tables.read_tables(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="geoloc verify"):
+        tables.read_tables(tmp_path)

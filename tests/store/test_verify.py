@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from store_samples import CONFIG, make_located, make_samples, make_units, rows_of, run_rank, tree, work, write_unit
 
 from geoloc_batch.errors import OutputError
-from geoloc_batch.records import Unit
+from geoloc_batch.records import Sample, Unit
 from geoloc_batch.store import tables
 from geoloc_batch.store.files import digest
 from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
@@ -91,6 +92,27 @@ def break_a_marker(out: Path) -> None:
     (out / "_done/000/000002.json").write_text("{")
 
 
+def move_a_marker_to_another_unit(out: Path) -> None:
+    shutil.copy(out / "_done/000/000001.json", out / "_done/000/000002.json")
+
+
+def empty_a_marker_to_a_folder(out: Path) -> None:
+    (out / "_done/000/000002.json").unlink()
+    (out / "_done/000/000002.json").mkdir()
+
+
+def name_no_photos(out: Path) -> None:
+    """As if another program had written the table and the marker."""
+    path = out / "predictions/predictions_000002.parquet"
+    pq.write_table(pq.ParquetFile(path).read(["lat", "lon"]), path)
+    size, sha256 = digest(path)
+
+    def change(fields: dict[str, Any]) -> None:
+        fields["files"] = [{"path": "predictions/predictions_000002.parquet", "size": size, "sha256": sha256}]
+
+    edit_marker(out, change)
+
+
 def add_a_file(out: Path) -> None:
     shutil.copy(out / "img_emb/img_emb_000002.npy", out / "img_emb/img_emb_000009.npy")
 
@@ -105,6 +127,9 @@ def add_a_file(out: Path) -> None:
         (count_one_row_more, "committed with 5 rows", "_done/000/000002.json"),
         (pin_another_config, "two runs are mixed", "_done/000/000002.json"),
         (break_a_marker, "000002.json is not a marker", "remove it and run the same command again"),
+        (move_a_marker_to_another_unit, "000002.json is not a marker of unit 2", "remove it and run the same"),
+        (empty_a_marker_to_a_folder, "000002.json is a folder without the file", "remove the folder and run the same"),
+        (name_no_photos, "predictions_000002.parquet does not name its photos", "_done/000/000002.json"),
         (add_a_file, "img_emb_000009.npy belongs to no committed unit", "remove it"),
     ],
 )
@@ -120,8 +145,11 @@ def test_each_harm_is_named_with_what_mends_it_and_that_mends_it(
     assert remedy in told[0]
 
     (out / "img_emb/img_emb_000009.npy").unlink(missing_ok=True)
-    if harm is not add_a_file:
-        (out / "_done/000/000002.json").unlink(missing_ok=True)
+    marker = out / "_done/000/000002.json"
+    if marker.is_dir():
+        marker.rmdir()
+    elif harm is not add_a_file:
+        marker.unlink(missing_ok=True)
     run_rank(out, NUM_UNITS)
     assert verify(out).ok
     assert tree(out) == tree(finished)
@@ -149,12 +177,17 @@ def test_a_cut_off_move_is_told_from_a_lost_file(out: Path) -> None:
     assert not staging.exists()
 
 
-def run_units(out: Path, units: list[Unit], keys: Callable[[Unit, int], tuple[int, str]]) -> None:
-    """Four predictions a unit, with chosen rows and keys."""
+def run_units(
+    out: Path,
+    units: list[Unit],
+    keys: Callable[[Unit, int], tuple[int, str]],
+    shard: Callable[[Unit], str] = lambda unit: unit.source,
+) -> None:
+    """Four predictions a unit, with chosen rows, keys and names of their shard."""
 
     def write(execution: Execution) -> tuple[list[str], UnitCounts]:
         samples = [
-            dataclasses.replace(sample, row=keys(execution.unit, number)[0], key=keys(execution.unit, number)[1])
+            Sample(execution.unit, shard(execution.unit), *keys(execution.unit, number), sample.meta)
             for number, sample in enumerate(make_samples(execution.unit, 4))
         ]
         path = tables.predictions_path(execution.unit.index, "europe")
@@ -191,6 +224,21 @@ def test_a_photo_in_two_units_is_a_duplicate(tmp_path: Path) -> None:
     found = verify(tmp_path)
     assert found.duplicates == 1
     assert "big.tar: 1 photos stand more than once" in found.problems[0]
+
+
+def test_a_photo_in_two_units_is_a_duplicate_though_they_spell_their_shard_differently(tmp_path: Path) -> None:
+    run_units(
+        tmp_path, ranges(), lambda unit, n: (3 * unit.index + n, f"k{unit.index}{n}"), lambda unit: str(unit.index)
+    )
+
+    assert verify(tmp_path).duplicates == 1
+
+
+def test_an_embedding_pair_may_name_its_photos_as_it_likes(tmp_path: Path) -> None:
+    pairs = [Unit(index=number, kind="embeddings", source=f"img_emb_{number}.npy") for number in range(2)]
+    run_units(tmp_path, pairs, lambda unit, n: (n, "same"), lambda unit: "train")
+
+    assert verify(tmp_path).ok
 
 
 def test_a_key_twice_in_one_shard_is_a_duplicate_and_across_shards_it_is_not(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Places: which file a source means, so that one shard under two spellings is one shard.
+
+A place is the absolute form of a local source, taken when the source was pinned; the working folder may be another
+later. Sources that are no files (pipe:, http) have none: they are compared as they are written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from geoloc_batch.errors import InputError
+from geoloc_batch.records import Unit
+
+NO_FILE = re.compile(r"pipe:|https?://", re.IGNORECASE)
+
+Source = tuple[str, str]
+"""(kind, source): what the units of one shard, or of one pair, have in common."""
+
+
+def place_of(unit: Unit) -> str | None:
+    """Where a unit's source lies, seen from the working folder; None where it is no file."""
+    if unit.kind == "shard" and NO_FILE.match(unit.source):
+        return None
+    return os.path.abspath(unit.source)
+
+
+def stored_place(unit: Unit, out: Path) -> str | None:
+    """The place as the plan keeps it: below OUT it is relative to that, so that OUT may move with its own shards."""
+    place, root = place_of(unit), os.path.abspath(out)
+    if place is None:
+        return None
+    place = os.path.relpath(place, root) if place.startswith(root + os.sep) else place
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        # The working folder's name is not UTF-8: no table holds it.
+        return None
+    return place
+
+
+def restored_place(stored: str, out: Path) -> str:
+    """What stored_place was given, seen from where OUT is now."""
+    return os.path.join(os.path.abspath(out), stored)
+
+
+class Places:
+    """The pinned sources, to be found again under any spelling. The disk is asked only for what is spelt anew.
+
+    Args:
+        pinned: the units of each pinned source.
+        places: by the index of a unit, where its source lay; without one, as seen from the working folder.
+    """
+
+    def __init__(self, pinned: Mapping[Source, Sequence[Unit]], places: Mapping[int, str]) -> None:
+        self._units = {source: units[0] for source, units in pinned.items()}
+        self._place = {source: places.get(unit.index) or place_of(unit) for source, unit in self._units.items()}
+        self._by_place = {(source[0], place): source for source, place in self._place.items() if place}
+        self._by_file: dict[Source, Source] | None = None
+        self.moved: list[str] = []
+        """Sources found by their name alone, for the files that they once were are gone."""
+
+    def find(self, unit: Unit) -> Source | None:
+        """The pinned source that a given unit means, None where it is new.
+
+        Raises:
+            InputError: it has a pinned source's name, and is another file.
+        """
+        source, place = (unit.kind, unit.source), place_of(unit)
+        if place is None:
+            return source if source in self._units else None
+        if self._place.get(source) == place:
+            return source
+        found = self._by_place.get((unit.kind, place))
+        if found is not None:
+            return found
+        if source in self._units:
+            self._check_same(unit, place, self._place[source])
+            return source
+        return self._files().get((unit.kind, os.path.realpath(place)))
+
+    def add(self, unit: Unit) -> None:
+        """Note a new source, so that the same file under another spelling finds it."""
+        source, place = (unit.kind, unit.source), place_of(unit)
+        if place is not None:
+            self._by_place[unit.kind, place] = source
+            self._files()[unit.kind, os.path.realpath(place)] = source
+
+    def _check_same(self, unit: Unit, place: str, pinned: str | None) -> None:
+        if pinned is None or not os.path.exists(pinned):
+            self.moved.append(unit.source)
+        elif os.path.realpath(pinned) != os.path.realpath(place):
+            raise InputError(
+                f"{unit.source} was planned as {pinned}, and from here it is {place}, another file; give the one that "
+                f"is meant by its absolute path"
+            )
+
+    def _files(self) -> dict[Source, Source]:
+        """The pinned sources by the files that they are now, links resolved."""
+        if self._by_file is None:
+            self._by_file = {
+                (source[0], os.path.realpath(place)): source for source, place in self._place.items() if place
+            }
+        return self._by_file
+
+
+def spelling(pinned: str, given: Unit) -> str:
+    """How to open a pinned source: as it was pinned, or as it is given now where that does not lead there any more."""
+    place = place_of(given)
+    if place is None or pinned == given.source or os.path.abspath(pinned) == place:
+        return pinned
+    return pinned if os.path.realpath(pinned) == os.path.realpath(place) else given.source

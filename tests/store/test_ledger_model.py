@@ -1,0 +1,179 @@
+"""Any interleaving, any fault, against a model: never a lost, doubled or mixed row, and every unit comes to an end.
+
+LEDGER_MODEL_EXAMPLES=20000 makes the search longer, and another one each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from ledger_model import Scenario, make_scenario, run_scenario
+from simulated_turns import Fault, Violation
+
+from geoloc_batch.records import Unit
+from geoloc_batch.store import commit, ledger
+from geoloc_batch.store.commit import Commits
+from geoloc_batch.store.files import FilePort
+from geoloc_batch.store.lease import SECOND_NS, Lease, Leases
+from geoloc_batch.store.ledger import Execution, Ledger
+from geoloc_batch.store.marker import FileRecord, Marker, staged_name
+from geoloc_batch.store.publish import publish, read_published, remove_tree
+
+EXAMPLES = int(os.environ.get("LEDGER_MODEL_EXAMPLES", "0"))
+LOST = (Violation, AssertionError)
+
+
+def search(max_examples: int, *phases: Phase) -> None:
+    """Look for a scenario that breaks the ledger."""
+
+    @settings(
+        max_examples=max_examples,
+        phases=phases,
+        deadline=None,
+        derandomize=not EXAMPLES,
+        database=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.randoms(use_true_random=False))
+    def run_any(random: Random) -> None:
+        scenario = make_scenario(random)
+        note(repr(scenario))
+        run_scenario(scenario)
+
+    run_any()
+
+
+def test_no_interleaving_and_no_fault_loses_doubles_or_mixes_a_unit() -> None:
+    search(EXAMPLES or 250, Phase.generate, Phase.shrink)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("kind", ["kill", "power", "fail", "fail late"])
+def test_a_fault_at_each_single_step_of_two_units_leaves_whole_units(kind: Any, has_links: bool) -> None:
+    alone = Scenario(seed=0, num_units=2, first_units=(2,), has_links=has_links)
+    num_steps = run_scenario(alone).num_early_steps
+    assert num_steps > 100
+    for step in range(1, num_steps, 1 if EXAMPLES else 3):
+        run_scenario(dataclasses.replace(alone, seed=step, faults=(Fault(kind, 1, "", step, 5.0),)))
+
+
+def test_others_build_on_nothing_that_a_stopped_rank_has_not_brought_to_the_disk() -> None:
+    for stop in range(6, 24):
+        for place, count in [("_done", 5), ("img_emb", 1), ("img_emb", 3), ("errors", 2), ("", 150)]:
+            faults = (Fault("stop", 1, "sync_folder", stop, 2000.0), Fault("power", 2, place, count))
+            run_scenario(Scenario(seed=stop, num_units=2, first_units=(2, 2), switch_chance=0.02, faults=faults))
+
+
+def test_the_same_scenario_runs_the_same_way_again() -> None:
+    scenarios = [make_scenario(Random(seed)) for seed in range(5)]
+
+    assert [run_scenario(scenario).steps for scenario in scenarios] == [run_scenario(s).steps for s in scenarios]
+
+
+# The ledger broken on purpose: a search that does not find each of these proves nothing.
+
+
+def publish_by_renaming_over(files: FilePort, candidate: Path, target: Path, data: bytes, *, has_links: bool) -> bool:
+    if not has_links:
+        return publish(files, candidate, target, data, has_links=False)
+    files.rename(candidate, target)
+    files.sync_folder(target.parent)
+    return True
+
+
+def publish_after_a_look(files: FilePort, candidate: Path, target: Path, data: bytes, *, has_links: bool) -> bool:
+    is_taken = read_published(target, files.read) is not None
+    return not is_taken and publish_by_renaming_over(files, candidate, target, data, has_links=has_links)
+
+
+def publish_and_never_lose(files: FilePort, candidate: Path, target: Path, data: bytes, *, has_links: bool) -> bool:
+    publish(files, candidate, target, data, has_links=has_links)
+    return True
+
+
+def never_sweep(self: Commits, leases: Leases) -> None:
+    pass
+
+
+def call_the_stale_gone(self: Leases, lease: Lease) -> bool:
+    return lease.owner != self._owner and self.server_now_ns() - lease.mtime_ns > self.stale_s * SECOND_NS
+
+
+def move_before_the_marker(self: Commits, marker: Marker) -> bool:
+    for file in marker.files:
+        self._ensure_folder((self.out / file.path).parent)
+        self.files.rename(self.out / marker.staging / staged_name(file.path), self.out / file.path)
+    return _publish_marker(self, marker)
+
+
+def clear_without_a_look(self: Ledger, execution: Execution) -> None:
+    remove_tree(self._files, execution.staging)
+
+
+def keep_the_lease(self: Leases, token: str) -> None:
+    with self._lock:
+        self._held.pop(token, None)
+
+
+def quarantine_after_two(
+    left: Sequence[Unit], leases: Mapping[int, Sequence[Lease]], is_live: Mapping[Path, bool], number: int
+) -> Any:
+    return _judge(left, leases, is_live, number - 1)
+
+
+def take_the_live_for_dead(
+    left: Sequence[Unit], leases: Mapping[int, Sequence[Lease]], is_live: Mapping[Path, bool], number: int
+) -> Any:
+    return _judge(left, leases, dict.fromkeys(is_live, False), number)
+
+
+def measure_without_sync(self: Commits, staging: Path, outputs: Sequence[str]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord(path, *self.files.digest(staging / staged_name(path))) for path in outputs)
+
+
+def leave_the_folders_name_to_luck(self: Commits, staging: Path, outputs: Sequence[str]) -> tuple[FileRecord, ...]:
+    records = measure_without_sync(self, staging, outputs)
+    for path in outputs:
+        self.files.sync(staging / staged_name(path))
+    if outputs:
+        self.files.sync_folder(staging)
+    return records
+
+
+_judge, _publish_marker = ledger.judge, Commits.publish_marker
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken"),
+    [
+        (commit, "publish", publish_by_renaming_over),
+        (commit, "publish", publish_after_a_look),
+        (commit, "publish", publish_and_never_lose),
+        (Commits, "sweep", never_sweep),
+        (Leases, "is_gone", call_the_stale_gone),
+        (Commits, "publish_marker", move_before_the_marker),
+        (Ledger, "_clear", clear_without_a_look),
+        (Leases, "give_back", keep_the_lease),
+        (ledger, "judge", quarantine_after_two),
+        (ledger, "judge", take_the_live_for_dead),
+        (Commits, "measure", measure_without_sync),
+        (Commits, "measure", leave_the_folders_name_to_luck),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
+)
+def test_a_ledger_that_is_broken_on_purpose_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, broken: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+
+    with pytest.raises(LOST):
+        search(2000, Phase.generate)
