@@ -26,6 +26,13 @@ class Unit:
     """The row that the first photo of the range has in its shard."""
     max_rows: int | None = None
     """Read no more photos than this (a trial run), None for all."""
+    pinned_source: str = ""
+    """How the source was given when it was first seen, where it is spelt otherwise now."""
+
+    @property
+    def shard(self) -> str:
+        """What rows and errors call the source: the spelling of its first sight."""
+        return self.pinned_source or self.source
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,9 +113,9 @@ def _refuse_mistyped(encoder: str, repo: str) -> None:
     except OSError:
         folders = []
     near = difflib.get_close_matches(name.name, folders, n=3, cutoff=0.4)
-    there = f"did you mean {' or '.join(f'{owner}/{folder}' for folder in near)}? " if near else ""
+    there = f"; did you mean {' or '.join(f'{owner}/{folder}' for folder in near)}?" if near else "."
     raise CheckpointError(
-        f"--encoder {encoder}: no such folder, although {owner} is one; {there}For the hub's repository of that name "
+        f"--encoder {encoder}: no such folder, although {owner} is one{there} For the hub's repository of that name "
         f"pass {repo}@main"
     )
 

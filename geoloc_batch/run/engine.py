@@ -208,7 +208,9 @@ class Engine:
 
     def _write_tables(self, unit: _OpenUnit) -> list[str]:
         index, stage = unit.execution.unit.index, unit.execution.stage
-        order = np.argsort([sample.row for sample in unit.samples], kind="stable")
+        # Photos come out of order from the stream; stored rows come in theirs, and may belong to several shards.
+        is_shard = unit.execution.unit.kind == "shard"
+        order = np.argsort([sample.row if is_shard else 0 for sample in unit.samples], kind="stable")
         samples = [unit.samples[row] for row in order]
         outputs: list[str] = []
         if samples and self._outputs.embeddings:

@@ -178,5 +178,5 @@ class StoredSource:
                 yield FeatureBatch(features_BD, samples)
                 done = stop
         except (InputError, OSError) as failure:
-            error = UnitError(unit.source, str(failure), -1, None, retryable=True)
+            error = UnitError(unit.shard, str(failure), -1, None, retryable=True)
         yield UnitEnd(unit, done, unit_error=error)

@@ -106,7 +106,7 @@ class StoredFeatures:
         table = self.table.slice(start, stop - start)
         names = table.column_names
         rows = table["row"].to_pylist() if self.has_identity else list(range(start, stop))
-        shards = table["shard"].to_pylist() if self.has_identity else [unit.source] * len(rows)
+        shards = table["shard"].to_pylist() if self.has_identity else [unit.shard] * len(rows)
         name_column = next((name for name in ("key", "image_path") if name in names), None)
         named = table[name_column].to_pylist() if name_column else rows
         keys = [_key(value, row) for value, row in zip(named, rows, strict=True)]

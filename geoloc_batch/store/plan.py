@@ -160,8 +160,11 @@ def match_plan(
         spelt[found or source] = source[1]
         if found is not None:
             old = pinned_groups[found]
-            name = spelling(old[0].source, new[0])
-            adopted += [dataclasses.replace(unit, source=name) for unit in _match_source(old, new, is_done, warnings)]
+            before, now = old[0].source, spelling(old[0].source, new[0])
+            adopted += [
+                dataclasses.replace(unit, source=now, pinned_source="" if now == before else before)
+                for unit in _match_source(old, new, is_done, warnings)
+            ]
             continue
         known.add(new[0])
         fresh += [dataclasses.replace(unit, index=len(pinned) + len(fresh) + number) for number, unit in enumerate(new)]

@@ -91,9 +91,9 @@ class UnitReader:
 
     def __iter__(self) -> Generator[Item, None, None]:
         """Give (sample, bytes) or a row error for each photo, in order; damage ends it and sets unit_error."""
-        shard = self._unit.source
+        shard = self._unit.shard
         try:
-            self._source = open_source(shard, start=self._unit.start, interrupt=self._interrupt)
+            self._source = open_source(self._unit.source, start=self._unit.start, interrupt=self._interrupt)
         except OSError as error:
             is_retryable = error.errno not in _LASTING
             message = f"cannot be opened: {error.strerror or error}"
@@ -176,9 +176,9 @@ class UnitReader:
             if meta is None and not problem:
                 problem = f"its json cannot be used: it is sparse or has more than {MAX_META_BYTES} bytes"
             if problem:
-                yield RowError(photo.stem, self._unit.source, photo.row, "read", problem, retryable=False)
+                yield RowError(photo.stem, self._unit.shard, photo.row, "read", problem, retryable=False)
             else:
-                yield Sample(self._unit, self._unit.source, photo.row, photo.stem, meta or b""), photo.data
+                yield Sample(self._unit, self._unit.shard, photo.row, photo.stem, meta or b""), photo.data
         if is_whole:
             self._num_lone_metas += bool(group.metas) and not group.has_photos
         else:

@@ -16,6 +16,7 @@ from small_world import (
     World,
     draw_jpeg,
     make_head,
+    make_shards,
     tree_bytes,
     write_tar,
 )
@@ -129,3 +130,23 @@ def test_the_verbs_are_python_functions_too(world: World, tmp_path: Path) -> Non
     np.testing.assert_array_equal(located.topk_cell[0], located.topk_cell[1])
     with pytest.raises(geoloc_batch.errors.ConfigError, match="did you mean top_k"):
         geoloc_batch.predict(world.shards, out=tmp_path / "x", topk=3)
+
+
+def test_a_run_goes_on_from_another_working_folder_and_calls_its_shards_as_before(
+    world: World, geoloc: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shards(tmp_path / "here" / "shards", [3, 4])
+    flags = ["--out", tmp_path / "out", *world.encoder_flags]
+    monkeypatch.chdir(tmp_path / "here")
+    assert geoloc("embed", "shards/000000.tar", *flags)[1]["rows"] == 3
+    for name in ("metadata/metadata_000000.parquet", "img_emb/img_emb_000000.npy", "_done/000/000000.json"):
+        (tmp_path / "out" / name).unlink()
+    monkeypatch.chdir(tmp_path)
+    code, summary = geoloc("embed", "here/shards", *flags)
+    assert (code, summary["units"], summary["rows"]) == (0, 2, 7)
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "out" / "metadata").iterdir())]
+    assert {shard for table in tables for shard in table["shard"].to_pylist()} == {
+        "shards/000000.tar",
+        "here/shards/000001.tar",
+    }
+    assert geoloc("verify", tmp_path / "out")[0] == 0
