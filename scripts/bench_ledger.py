@@ -1,0 +1,140 @@
+"""What exactly-once costs: the ledger's share of a run's time, from the run's own telemetry.
+
+    python scripts/bench_ledger.py
+    python scripts/bench_ledger.py --photos 2000 --repeats 1 --scratch /path/on/the/disk/to/measure
+
+`embed` with the demo encoder on 640 x 640 JPEGs (16 distinct ones of 80 to 130 kB, repeated under other keys), in
+shards of 1,000 and of 100. Of each run the last line of OUT/_logs is read:
+
+    work     busy seconds of "ledger" (leases) and "commit" (checksums, fsync, marker, moves) over the run's seconds.
+             Most of it runs in threads beside the encoder: an upper bound of what the ledger can cost.
+    blocked  the part that may hold the encoder up: "ledger", for which the reader waits, "wait for write", for which
+             the locate lane waits while the write lane is full (with tables, not with commits alone), and one commit,
+             the mean one, for the last has nothing beside it. Also an upper bound.
+
+Lower is better: the bar is met at or below its floor. Medians over the repeats. The photos must all be there, and
+`verify` must agree, before anything counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from geoloc_batch import embed, verify
+
+NUM_DISTINCT, SIDE = 16, 640
+FLOOR = 0.01
+KINDS = ("work", "blocked")
+
+
+def main() -> int:
+    """Measure, print; exit 0 when the bar is met."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scratch", help="where shards and results are written; the system's default otherwise")
+    options = parser.parse_args()
+    sizes = [size for size in (1000, 100) if size <= options.photos]
+    measured: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        photos = make_photos()
+        for size in sizes:
+            make_shards(Path(scratch, f"shards{size}"), photos, options.photos, size)
+        for repeat in range(options.repeats):
+            for size in sizes:
+                found = run(Path(scratch, f"shards{size}"), Path(scratch, f"out{size}.{repeat}"), options.photos)
+                print(f"shards of {size}: {json.dumps(found)}", file=sys.stderr)
+                measured[size].append(found)
+    bars = [bar for size in sizes for bar in bars_of(size, measured[size])]
+    machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    print(json.dumps({"bench": "ledger", "machine": machine, "versions": versions, "bars": bars}))
+    return 0 if all(bar["met"] is not False for bar in bars) else 1
+
+
+def bars_of(size: int, found: list[dict[str, float]]) -> list[dict[str, object]]:
+    """Both shares, with a floor at shards of 1,000; seconds a unit and speed to judge other machines by."""
+    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    bars: list[dict[str, object]] = []
+    for kind in KINDS:
+        value = round(middle[kind], 5)
+        floor = FLOOR if size == 1000 else None
+        bars.append(
+            {
+                "name": f"ledger {kind} / run, shards of {size}",
+                "value": value,
+                "floor": floor,
+                "goal": None,
+                "unit": "share of the run's time, lower is better",
+                "met": None if floor is None else value <= floor,
+            }
+        )
+    for name, unit in (("work_per_unit_ms", "ms, lower is better"), ("images_per_second", "images/s")):
+        told = {"name": f"{name}, shards of {size}", "value": round(middle[name], 3), "floor": None, "goal": None}
+        bars.append({**told, "unit": unit, "met": None})
+    return bars
+
+
+def run(shards: Path, out: Path, num_photos: int) -> dict[str, float]:
+    """Embed, check, and take the figures from the run's log."""
+    summary = embed(str(shards), out=str(out), encoder="demo")
+    found = verify(out)
+    assert summary.rows == found.rows == num_photos, f"{found.rows} rows for {num_photos} photos"
+    assert found.ok, found.problems
+    (log,) = (out / "_logs").iterdir()
+    last = json.loads(log.read_text().splitlines()[-1])
+    busy, seconds = last["busy_s"], last["seconds"]
+    work_s = busy["ledger"] + busy["commit"]
+    blocked_s = busy["ledger"] + busy.get("wait for write", 0.0) + busy["commit"] / summary.units
+    return {
+        "work": work_s / seconds,
+        "blocked": blocked_s / seconds,
+        "work_per_unit_ms": 1000 * work_s / summary.units,
+        "images_per_second": summary.rows / seconds,
+    }
+
+
+def make_photos() -> list[bytes]:
+    """JPEGs of street-like size: smooth ground, fine grain."""
+    rng = np.random.default_rng(0)
+    photos = []
+    for _ in range(NUM_DISTINCT):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        ground = coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        photo = np.clip(np.asarray(ground) + rng.normal(0, 9, (SIDE, SIDE, 1)), 0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(photo).save(file, "JPEG", quality=85)
+        photos.append(file.getvalue())
+    sizes_kb = [len(photo) / 1000 for photo in photos]
+    assert 80 <= min(sizes_kb) <= max(sizes_kb) <= 130, f"photos of {min(sizes_kb)} to {max(sizes_kb)} kB"
+    return photos
+
+
+def make_shards(folder: Path, photos: list[bytes], count: int, size: int) -> None:
+    """`count` photos in tars of `size`, each photo with its json."""
+    folder.mkdir()
+    for first in range(0, count, size):
+        with tarfile.open(folder / f"{first // size:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for row in range(first, min(first + size, count)):
+                meta = json.dumps({"lat": 40 + row / count, "lon": 10 - row / count}).encode()
+                for name, data in ((f"{row:06d}.jpg", photos[row % len(photos)]), (f"{row:06d}.json", meta)):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
