@@ -6,7 +6,6 @@ The model is asked after each step that could change what readers see, and at th
 
 from __future__ import annotations
 
-import errno
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from ledger_scenarios import Scenario
 from simulated_disk import Disk
 from simulated_files import Host, Process, SimulatedFiles
-from simulated_turns import Fault, Kind, Turns
+from simulated_turns import Turns
 from store_samples import CONFIG, make_units
 
 from geoloc_batch.errors import OutputError
@@ -30,27 +30,6 @@ OUT = Path("/shared/out")
 OWN = ("_leases", "_staging", "_done", "_logs", "run.json")
 MAX_EXECUTIONS = 3
 CHANGES = frozenset({"create", "open_empty", "put", "link", "rename", "remove", "remove_folder", "make_folder"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenario:
-    """One run. Equal scenarios run alike."""
-
-    seed: int
-    num_units: int = 3
-    first_units: tuple[int, ...] = (3, 3)
-    """How many of the units each rank knows of: later ones append to the plan."""
-    num_hosts: int = 2
-    has_links: bool = True
-    switch_chance: float = 0.1
-    abandon_chance: float = 0.0
-    in_hand: int = 1
-    """Units that a rank holds at a time; with more than one, commits run beside acquire."""
-    poison: int = -1
-    """A unit that kills the process which works on it."""
-    faults: tuple[Fault, ...] = ()
-    num_late: int = 0
-    """Ranks that are started while others still work or are stopped."""
 
 
 class Model:
@@ -201,7 +180,7 @@ class Rank:
         except OSError:
             if self.process not in self.model.world.failed:
                 raise
-        # Others live on for long: what calls the ledger need not be a program that ends.
+        # Others live on: who calls the ledger need not be a program that ends.
         if self.random.random() < 0.5:
             self.model.world.kill(self.process)
 
@@ -283,7 +262,7 @@ def run_scenario(scenario: Scenario) -> Turns:
     """Run a scenario to its end.
 
     Raises:
-        Violation: the ledger broke its promise.
+        ContractError: the ledger broke its promise.
     """
     disk = Disk(has_links=scenario.has_links, can_lose_power=any(fault.kind == "power" for fault in scenario.faults))
     world = Turns(disk, seed=scenario.seed, switch_chance=scenario.switch_chance, faults=scenario.faults)
@@ -335,82 +314,6 @@ def _check_the_end(model: Model, scenario: Scenario) -> None:
     plan = load_plan(OUT, disk.read).units
     for unit, marker in model.markers.items():
         assert marker.source == plan[unit].source, f"unit {unit} is {marker.source}, the plan says {plan[unit].source}"
-    run = read_published(OUT / "run.json", disk.read)
-    assert run is not None
-    assert json.loads(run)["config"] == CONFIG
+    assert json.loads(read_published(OUT / "run.json", disk.read) or b"{}")["config"] == CONFIG
     if 0 <= scenario.poison < scenario.num_units:
         assert model.markers[scenario.poison].quarantined
-
-
-ANY_KIND: tuple[Kind, ...] = ("kill", "stop", "fail", "fail late", "host", "power", "jump")
-KINDS: tuple[tuple[Kind, ...], ...] = (
-    ("kill",), ("stop",), ("fail", "fail late"), ("power",), ("power", "stop", "kill"),
-    ("kill", "stop", "fail", "fail late", "host"), ANY_KIND,
-)  # fmt: skip
-AMOUNTS: dict[Kind, tuple[float, ...]] = {
-    "stop": (0.5, 10.0, 70.0, 70.0, 200.0, 2000.0),
-    "jump": (-100_000.0, -30.0, 30.0, 100.0, 100_000.0),
-    "fail": (errno.EIO, errno.ENOSPC, errno.ESTALE),
-    "fail late": (errno.EIO, errno.ESTALE),
-}
-# Where a fault happens, and within how many such steps: a unit takes about sixty, a start about forty.
-PLACES = {
-    "": 200, "_done": 20, "_leases": 50, "_staging": 60, "publish": 30, "img_emb": 8, "plan.parquet": 6, "run.json": 5,
-    "create": 5, "put": 30, "sync": 12, "sync_folder": 15, "link": 4, "rename": 8, "read": 25, "stat": 60,
-    "remove": 12, "remove_folder": 8, "make_folder": 15, "names": 15, "touch": 20,
-}  # fmt: skip
-
-
-def make_scenario(random: Random) -> Scenario:
-    """Any scenario; `random` may be hypothesis's own, which then finds a smaller one that fails too."""
-    if random.random() < 0.4:
-        return make_duel(random)
-    num_units = random.choice([1, 1, 2, 3, 6])
-    num_ranks = random.randint(1, 4)
-    kinds = random.choice(KINDS)
-    return Scenario(
-        seed=random.randrange(1 << 32),
-        num_units=num_units,
-        first_units=tuple(random.choice([num_units, random.randint(1, num_units)]) for _ in range(num_ranks)),
-        num_hosts=random.randint(1, 3),
-        has_links=random.random() < 0.6,
-        switch_chance=random.choice([0.01, 0.05, 0.2, 0.5]),
-        abandon_chance=random.choice([0.0, 0.0, 0.3]),
-        in_hand=random.choice([1, 1, 2]),
-        poison=random.choice([-1, -1, -1, 0]),
-        num_late=random.choice([0, 1, 2]),
-        faults=tuple(make_fault(random, random.choice(kinds), num_ranks) for _ in range(random.randint(1, 6))),
-    )
-
-
-def make_duel(random: Random) -> Scenario:
-    """Ranks that are stopped for longer than a lease where a unit is decided, and wake up when another decides it."""
-    num_ranks, num_units = random.randint(2, 3), random.randint(1, 2)
-    marker = f"{random.randrange(num_units):06d}.json"
-
-    def stop(process: int) -> Fault:
-        # A rank looks for a unit's marker three or four times, writes it in four steps, and then publishes it.
-        place, least, most = random.choice(
-            [(marker, 8, 11), (marker, 8, 11), (marker, 1, 14), ("publish", 1, 20), ("_staging", 20, 60)]
-        )
-        until = random.choice([marker, marker, "img_emb", "_staging", "_leases", ""])
-        return Fault("stop", process, place, random.randint(least, most), random.choice([100.0, 2000.0]), until)
-
-    stops = [stop(process) for process in range(1, random.randint(1, num_ranks) + 1)]
-    others = [make_fault(random, random.choice(ANY_KIND), num_ranks) for _ in range(random.choice([0, 0, 1]))]
-    return Scenario(
-        seed=random.randrange(1 << 32),
-        num_units=num_units,
-        first_units=(num_units,) * num_ranks,
-        has_links=random.random() < 0.6,
-        switch_chance=random.choice([0.01, 0.05, 0.2]),
-        faults=(*stops, *others),
-        num_late=random.choice([0, 1]),
-    )
-
-
-def make_fault(random: Random, kind: Kind, num_ranks: int) -> Fault:
-    """A fault of a kind."""
-    step = random.choice(list(PLACES))
-    process = random.randint(1, random.choice([num_ranks, num_ranks, num_ranks + 2]))
-    return Fault(kind, process, step, random.randint(1, PLACES[step]), random.choice(AMOUNTS.get(kind, (0.0,))))

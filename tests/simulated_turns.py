@@ -30,7 +30,7 @@ class Vanished(BaseException):
     """This process is no more."""
 
 
-class Violation(AssertionError):
+class ContractError(AssertionError):
     """The code broke its promise."""
 
 
@@ -73,7 +73,7 @@ class Turns:
         seed: decides who runs when.
         switch_chance: of a hand-over at a step.
         faults: what happens when.
-        max_steps: more than that is a Violation: somebody waits for ever.
+        max_steps: more than that is a ContractError: somebody waits for ever.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Turns:
             thread.join()
         self._threads.clear()
         if self.violation is not None:
-            raise Violation(self.violation)
+            raise ContractError(self.violation)
 
     def kill(self, process: Process) -> None:
         process.is_alive = False

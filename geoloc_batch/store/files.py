@@ -106,7 +106,7 @@ class FilePort(Protocol):
         """Wait."""
 
     def every(self, seconds: float, task: Callable[[], None]) -> Callable[[], None]:
-        """Do `task` every so often beside everything else, first after `seconds`; the answer ends it and waits for it."""
+        """Do `task` beside everything else, every so often, first after `seconds`. What is returned ends that."""
 
     def token(self) -> str:
         """A name that was never given before."""

@@ -65,6 +65,7 @@ class Leases:
         self._held: dict[str, Path] = {}
         # Lease -> its time when last seen, and since when (our own seconds) it has not moved.
         self._unmoved: dict[Path, tuple[int, float]] = {}
+        self._now_s = 0.0
         self._lock = threading.Lock()
         self._stop_beating: Callable[[], None] | None = None
 
@@ -112,7 +113,8 @@ class Leases:
         return leases
 
     def server_now_ns(self) -> int:
-        """Now by the file server's clock, read off a file of our own."""
+        """Now by the file server's clock, read off a file of our own. To be asked before a look at the leases."""
+        self._now_s = self.files.monotonic()
         for _ in range(3):
             try:
                 self.files.touch(self._clock)
@@ -137,13 +139,13 @@ class Leases:
         if self.is_gone(lease) or now_ns - lease.mtime_ns > self.stale_s * SECOND_NS:
             return False
         # A server's clock that was set back leaves times in its future: what has not moved for the whole
-        # span by our own clock is as stale.
-        now_s = self.files.monotonic()
-        seen_ns, since_s = self._unmoved.get(lease.path, (lease.mtime_ns, now_s))
+        # span by our own clock is as stale. The span ends before the look: where we stood still in the midst of
+        # it, the lease may have moved since.
+        seen_ns, since_s = self._unmoved.get(lease.path, (0, 0.0))
         if seen_ns != lease.mtime_ns:
-            seen_ns, since_s = lease.mtime_ns, now_s
-        self._unmoved[lease.path] = (seen_ns, since_s)
-        return now_s - since_s <= self.stale_s
+            since_s = self.files.monotonic()
+        self._unmoved[lease.path] = (lease.mtime_ns, since_s)
+        return self._now_s - since_s <= self.stale_s
 
     def sweep_clocks(self, now_ns: int) -> None:
         """Remove the clock files of ranks that ended without doing so."""

@@ -77,6 +77,19 @@ def test_a_lease_that_moves_stays_live_whatever_the_clocks_say(tmp_path: Path, c
         assert ours.is_live(lease, ours.server_now_ns())
 
 
+def test_who_stands_still_in_the_midst_of_a_look_calls_nobody_dead_for_it(tmp_path: Path, clocks: Clocks) -> None:
+    ours, lease = seen_by_another(clocks, tmp_path)
+    assert ours.is_live(lease, ours.server_now_ns())
+    clocks.own_s += 5
+
+    now_ns = ours.server_now_ns()
+    (lease,) = ours.all()[7]
+    clocks.own_s += 70
+
+    assert ours.is_live(lease, now_ns)
+    assert not ours.is_live(lease, ours.server_now_ns())
+
+
 def test_a_lease_of_a_process_that_has_ended_is_dead_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
