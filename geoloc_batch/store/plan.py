@@ -108,7 +108,9 @@ def load_plan(out: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> Pla
 
 
 def _parse_part(data: bytes) -> list[dict[str, Any]]:
-    table = pq.ParquetFile(io.BytesIO(data)).read()
+    # In this thread alone: one of Arrow's own may let go of `data` so late that the interpreter is at its end, and
+    # then the whole process aborts.
+    table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
     schema = PLAN_SCHEMA.append(PLACE) if PLACE.name in table.column_names else PLAN_SCHEMA
     if not table.schema.equals(schema):
         raise ValueError("its columns are others")
