@@ -208,19 +208,27 @@ def test_a_tar_with_a_mark_of_its_end_is_whole(tmp_path: Path, length: int) -> N
     assert len(walk.members) == 2
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(length=st.integers(0, len(TWO) - 1), position=st.integers(0, 2559), bit=st.integers(0, 7))
-def test_no_cut_or_flipped_header_loses_a_member_in_silence(
-    tmp_path: Path, length: int, position: int, bit: int
-) -> None:
-    cut = Walk(write(tmp_path / "cut.tar", TWO[:length]))
-    assert len(cut.members) == 2 or cut.damage is not None
-    flipped = bytearray(TWO)
-    flipped[position] ^= 1 << bit
-    walk = Walk(write(tmp_path / "flipped.tar", flipped))
-    in_header = position < 512 or 1536 <= position < 2048
-    assert (walk.damage is not None) == in_header
-    assert [len(data) for _, data in walk.members] == ([] if position < 512 else [700] if in_header else [700, 500])
+def test_no_cut_loses_a_member_in_silence(tmp_path: Path) -> None:
+    for length in range(0, len(TWO), 37):
+        cut = Walk(write(tmp_path / "cut.tar", TWO[:length]))
+        assert len(cut.members) == 2 or cut.damage is not None, length
+
+
+def test_no_flipped_bit_of_a_header_loses_a_member_in_silence(tmp_path: Path) -> None:
+    unnoticed = set()
+    for start, num_before in ((0, 0), (1536, 1)):
+        for position in range(BLOCK):
+            for bit in range(8):
+                flipped = bytearray(TWO)
+                flipped[start + position] ^= 1 << bit
+                walk = Walk(write(tmp_path / "flipped.tar", flipped))
+                if walk.damage is None:
+                    unnoticed.add((position, bit))
+                    assert walk.members == [("a.jpg", b"a" * 700), ("b.jpg", b"b" * 500)]
+                else:
+                    assert len(walk.members) == num_before
+    # The checksum's own field: its first digit "0" becomes a space, its NUL a space, or what follows the NUL changes.
+    assert unnoticed == {(148, 4), (154, 5)} | {(155, bit) for bit in range(8)}
 
 
 def test_a_zeroed_header_is_a_damage_and_not_the_end(tmp_path: Path) -> None:
