@@ -43,6 +43,14 @@ class Scenario:
     """Units that a rank holds at a time; with more than one, commits run beside acquire."""
     poison: int = -1
     """A unit that kills the process which works on it."""
+    poisons_retries: int = 0
+    """So many retries of it kill as well."""
+    max_retries: int = 0
+    """Rounds of retries that a rank may add to the first results, or do in their place."""
+    num_retriers: int = 0
+    """Ranks that do nothing but retries, of what they find done."""
+    is_improving: bool = False
+    """Each retry gives more rows, and only every other goal has a table of errors: else it is left to chance."""
     faults: tuple[Fault, ...] = ()
     num_late: int = 0
     """Ranks that are started while others still work or are stopped."""
@@ -50,8 +58,11 @@ class Scenario:
 
 def make_scenario(random: Random) -> Scenario:
     """Any scenario; `random` may be hypothesis's own, which then finds a smaller one that fails too."""
-    if random.random() < 0.4:
+    kind = random.random()
+    if kind < 0.3:
         return make_duel(random)
+    if kind < 0.6:
+        return make_retry_duel(random)
     num_units = random.choice([1, 1, 2, 3, 6])
     num_ranks = random.randint(1, 4)
     kinds = random.choice(KINDS)
@@ -65,6 +76,8 @@ def make_scenario(random: Random) -> Scenario:
         abandon_chance=random.choice([0.0, 0.0, 0.3]),
         in_hand=random.choice([1, 1, 2]),
         poison=random.choice([-1, -1, -1, 0]),
+        poisons_retries=random.choice([0, 1]),
+        max_retries=random.choice([0, 0, 2]),
         num_late=random.choice([0, 1, 2]),
         faults=tuple(make_fault(random, random.choice(kinds), num_ranks) for _ in range(random.randint(1, 6))),
     )
@@ -93,6 +106,35 @@ def make_duel(random: Random) -> Scenario:
         switch_chance=random.choice([0.01, 0.05, 0.2]),
         faults=(*stops, *others),
         num_late=random.choice([0, 1]),
+    )
+
+
+def make_retry_duel(random: Random) -> Scenario:
+    """Ranks that retry the same units, and are hit where the result of a retry takes the place of what stood."""
+    num_ranks, num_units = random.randint(1, 3), random.randint(1, 2)
+    markers = [f"{random.randrange(num_units):06d}{retry}.json" for retry in ("", "r1", "r2")]
+
+    def hit(process: int) -> Fault:
+        kind = random.choice(random.choice([("stop",), ("kill", "power"), ANY_KIND]))
+        place, most = random.choice(
+            [(random.choice(markers), 16), ("img_emb", 24), ("errors", 8), ("rename", 24), ("remove_folder", 12),
+             ("_done", 60), ("sync_folder", 60), ("", 600)]
+        )  # fmt: skip
+        until = random.choice([*markers, "img_emb", "errors", ""])
+        amount = random.choice([100.0, 2000.0]) if kind == "stop" else random.choice(AMOUNTS.get(kind, (0.0,)))
+        return Fault(kind, process, place, random.randint(1, most), amount, until if kind == "stop" else "")
+
+    return Scenario(
+        seed=random.randrange(1 << 32),
+        num_units=num_units,
+        first_units=(num_units,) * num_ranks,
+        has_links=random.random() < 0.6,
+        switch_chance=random.choice([0.01, 0.05, 0.2]),
+        max_retries=random.choice([1, 3]),
+        num_retriers=random.choice([0, 1, 2]),
+        is_improving=random.random() < 0.5,
+        faults=tuple(hit(random.randint(1, num_ranks + 2)) for _ in range(random.randint(1, 4))),
+        num_late=random.choice([0, 1, 2]),
     )
 
 

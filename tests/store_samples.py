@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from geoloc_batch.geo.located import Located
-from geoloc_batch.records import RowError, Sample, Unit
+from geoloc_batch.records import RowError, Sample, Unit, UnitError
 from geoloc_batch.store import tables
 from geoloc_batch.store.files import OsFiles
+from geoloc_batch.store.goal import Goal
 from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
+from geoloc_batch.store.marker import read_marker
+from geoloc_batch.store.verify import verify
 
 CONFIG: dict[str, Any] = {"encoder": "tiny", "precision": "fp32", "batch_size": 32, "top_k": 3}
 NUM_FEATURES = 7
@@ -96,6 +99,31 @@ def write_known(execution: Execution, files: dict[str, bytes]) -> tuple[list[str
     return outputs, UnitCounts(samples=count + 1, rows=count, errors=1, unit_error=None, warnings=())
 
 
+def staging_rows(rows: int, errors: int = 0, *, is_cut: bool = False, seed: int = 0) -> Write:
+    """What an execution stages: predictions and a table of errors, each only where there is one."""
+
+    def write(execution: Execution) -> tuple[list[str], UnitCounts]:
+        unit, outputs = execution.unit, []
+        if rows:
+            outputs.append(tables.predictions_path(unit.index))
+            samples = make_samples(unit, rows)
+            tables.write_predictions(execution.stage(outputs[-1]), samples, make_located(rows, seed=seed))
+        if errors:
+            outputs.append(tables.errors_path(unit.index))
+            bad = [RowError(f"bad{n}", unit.source, rows + n, "read", "no answer", True) for n in range(errors)]
+            tables.write_errors(execution.stage(outputs[-1]), bad)
+        damage = UnitError(unit.source, "broke off", 512, None, retryable=True) if is_cut else None
+        return outputs, UnitCounts(
+            samples=rows + errors, rows=rows, errors=errors, unit_error=damage, warnings=(), retryable_errors=errors
+        )
+
+    return write
+
+
+def is_retryable(counts: UnitCounts) -> bool:
+    return counts.is_retryable
+
+
 def take(ledger: Ledger) -> Execution:
     """The next unit, which there must be."""
     execution = ledger.acquire()
@@ -132,6 +160,23 @@ def run_rank(out: Path, num_units: int, write: Write = write_unit, **options: An
     for _ in work(ledger, write):
         pass
     ledger.close()
+
+
+def retry_rank(
+    out: Path,
+    write: Write = write_unit,
+    *,
+    choose: Callable[[UnitCounts], bool] = lambda counts: False,
+    forced: Collection[int] = (),
+    **options: Any,
+) -> list[Goal]:
+    """A whole rank of a retry; gives what it executed."""
+    ledger = Ledger(out, **options)
+    ledger.open(CONFIG)
+    ledger.adopt_retries(choose, forced)
+    goals = [execution.goal for execution in work(ledger, write)]
+    ledger.close()
+    return goals
 
 
 def tree(out: Path) -> dict[str, bytes]:
@@ -179,3 +224,13 @@ def die_at(number: int, files: OsFiles | None = None) -> OsFiles:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return with_steps(at_step, files)
+
+
+def marker_of(out: Path, unit: int, retry: int = 0) -> Any:
+    return read_marker(out, Goal(unit, retry))
+
+
+def assert_clean(out: Path) -> None:
+    assert verify(out).problems == []
+    assert not [name for name in os.listdir(out / "_staging") if name[0].isdigit()]
+    assert not [name for name in os.listdir(out / "_leases") if name[0].isdigit()]

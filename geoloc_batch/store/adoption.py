@@ -11,6 +11,7 @@ from geoloc_batch.errors import OutputError
 from geoloc_batch.records import Unit
 from geoloc_batch.store.done import Done
 from geoloc_batch.store.files import FilePort
+from geoloc_batch.store.goal import Goal, marker_path, retry_without_first
 from geoloc_batch.store.plan import Plan, load_plan, match_plan, plan_bytes, plan_name
 from geoloc_batch.store.publish import publish, remove_tree, stage_candidate
 
@@ -32,8 +33,9 @@ class Adopted:
 def adopt(files: FilePort, out: Path, units: Sequence[Unit], done: Done, *, has_links: bool) -> Adopted:
     """Pin units, or find them again; see Ledger.adopt_plan."""
     while True:
-        plan = _load(files, out, done)
+        plan = load_checked(files, out, done)
         done.look_all(unit.index for unit in plan.units)
+        _refuse_lone_retries(files, out, [unit.index for unit in plan.units if unit.index not in done])
         adopted, fresh, warnings = match_plan(plan.units, units, done.__contains__, plan.places)
         if not fresh:
             break
@@ -43,7 +45,7 @@ def adopt(files: FilePort, out: Path, units: Sequence[Unit], done: Done, *, has_
     return Adopted(adopted, {unit.index: plan.units[unit.index].source for unit in adopted}, warnings)
 
 
-def _load(files: FilePort, out: Path, done: Done) -> Plan:
+def load_checked(files: FilePort, out: Path, done: Done) -> Plan:
     """The plan, refused where units are done that it does not have: their indexes would be given out again."""
     marker: Path | None = None
     for wait_s in LOOK_WAITS_S:
@@ -59,6 +61,17 @@ def _load(files: FilePort, out: Path, done: Done) -> Plan:
         f"{marker} says that a unit is done which the plan in {out} does not have: {name} was removed; put it back as "
         f"it was, or take another --out"
     )
+
+
+def _refuse_lone_retries(files: FilePort, out: Path, undone: Sequence[int]) -> None:
+    """A unit whose first marker was removed would be done anew, and its files moved over those of its retry."""
+    retry = retry_without_first(out, undone, files.names)
+    if retry is not None:
+        raise OutputError(
+            f"{marker_path(out, retry)} is the marker of a retry, and {marker_path(out, Goal(retry.unit)).name} before "
+            f"it has gone; put that back as it was, or remove every marker of unit {retry.unit} and run the same "
+            f"command again"
+        )
 
 
 def append(files: FilePort, out: Path, fresh: Sequence[Unit], part: int, *, has_links: bool) -> None:

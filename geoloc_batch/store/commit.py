@@ -2,8 +2,14 @@
 
 1. The staged files are brought to the disk, measured and hashed.
 2. The marker is written in the staging folder, then published by publish.py. Here the race is decided.
-3. The files move to their names. Whoever finds this step cut off does the rest: the marker tells all.
+3. The files move to their names. Whoever finds this step cut off does the rest: the marker tells all. Files of the
+   result before that a retry does not have move the other way, into the staging folder.
 4. The staging folder goes.
+
+Of what stands nothing is touched before step 2, and all of an earlier goal's steps are done before a later one is
+published ("settled"). So who stood still in the midst of step 3 finds no staging folder any more to move anything out
+of or into. After a power cut the folder may be back: what is superseded is never rolled forward, only removed.
+Nothing moves before its marker is on the disk: else the cut could leave files of a result that nobody has committed.
 
 A staging folder is removed by its owner, or by anybody once its unit has a marker (then the owner can only lose), or
 once its owner is certainly gone. A lease that is merely stale does not suffice: its owner may wake up between two
@@ -12,17 +18,19 @@ steps of its commit and publish a marker for files that were just swept.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import FilePort
+from geoloc_batch.store.goal import Goal, marker_path, parse_goal
 from geoloc_batch.store.lease import SECOND_NS, Lease, Leases
-from geoloc_batch.store.marker import FileRecord, Marker, marker_path, read_marker, staged_name
+from geoloc_batch.store.marker import FileRecord, Marker, read_marker, staged_name
 from geoloc_batch.store.publish import discard, publish, remove_file, remove_tree, stage_candidate
 
-MOVE_TRIES = 4
-MOVE_WAIT_S = 0.25
+# What another machine has done may show only when a network filesystem's cache is a minute old (acdirmax in nfs(5)).
+LATE_WAITS_S = (0.25, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class Commits:
@@ -34,9 +42,9 @@ class Commits:
         self.has_links = has_links
         self._known_folders: set[Path] = set()
 
-    def staging(self, unit: int, token: str) -> Path:
+    def staging(self, goal: Goal, token: str) -> Path:
         """Folder of an execution."""
-        return self.out / "_staging" / f"{unit:06d}.{token}"
+        return self.out / "_staging" / f"{goal.label}.{token}"
 
     def measure(self, staging: Path, outputs: Sequence[str]) -> tuple[FileRecord, ...]:
         """Bring the staged files to the disk; their sizes and checksums."""
@@ -47,17 +55,18 @@ class Commits:
             records.append(FileRecord(relative, *self.files.digest(path)))
         if records:
             self.files.sync_folder(staging)
-            # Its own name too: else a power cut could leave a marker whose files have gone with their folder.
-            self.files.sync_folder(staging.parent)
+        # Its own name too: else a power cut could leave a marker whose files have gone with their folder. One without
+        # files needs the folder as well: by that it is seen that files of the result before have to go.
+        self.files.sync_folder(staging.parent)
         return tuple(records)
 
     def publish_marker(self, marker: Marker) -> bool:
-        """Publish a marker; False where the unit has another.
+        """Publish a marker; False where its goal has another.
 
         Raises:
             FileNotFoundError: the staging folder was taken away before anybody won.
         """
-        target = marker_path(self.out, marker.unit)
+        target = marker_path(self.out, marker.goal)
         data = marker.to_bytes()
         candidate = stage_candidate(self.files, self.out / marker.staging, target.name, data)
         self._ensure_folder(target.parent)
@@ -69,33 +78,92 @@ class Commits:
         Raises:
             OutputError: a file is in neither place, or stands there with another size.
         """
-        folders = sorted({(self.out / file.path).parent for file in marker.files})
-        for folder in folders:
-            self._ensure_folder(folder)
-        for file in marker.files:
-            self._move(self.out / marker.staging / staged_name(file.path), self.out / file.path, file.size)
-        for folder in folders:
-            self.files.sync_folder(folder)
+        if not marker.kept:
+            for file in self._move_files(marker):
+                self._find(marker, file)
+        self._end(marker)
+
+    def roll_forward(self, marker: Marker) -> None:
+        """Do what is left of a commit that was cut off: its marker was seen, and may not be on the disk yet."""
+        self.files.sync_folder(marker_path(self.out, marker.goal).parent)
+        self.move_in(marker)
+
+    def settle(self, marker: Marker) -> None:
+        """The same before a retry, which is there to mend what is missing: nothing is asked of what is not there."""
+        staging = self.out / marker.staging
+        if self.files.stat(staging) is None:
+            return
+        self.files.sync_folder(marker_path(self.out, marker.goal).parent)
+        for wait_s in (0.0, *LATE_WAITS_S):
+            # Over a network it may stay for a while: for a name that shows late, or a file that is held open.
+            self.files.sleep(wait_s)
+            if not marker.kept:
+                self._move_files(marker)
+            self._end(marker)
+            if self.files.stat(staging) is None:
+                return
+        raise OutputError(f"{staging} cannot be removed; remove it and run the same command again")
+
+    def clear(self, goal: Goal, token: str) -> None:
+        """Drop the staging folder of an execution of ours, unless it has won after all."""
+        staging = self.staging(goal, token)
+        # A commit that failed may still have published its marker. Without its candidate it cannot do so any more,
+        # so what is read afterwards is final.
+        remove_tree(self.files, staging / "publish")
+        marker = read_marker(self.out, goal, self.files.read)
+        if marker is not None and marker.token == token:
+            self.roll_forward(marker)
+        else:
+            remove_tree(self.files, staging)
+
+    def _end(self, marker: Marker) -> None:
+        self._move_out(marker)
+        for folder in sorted({(self.out / path).parent for path in (*marker.paths, *marker.obsolete)}):
+            # Gone where somebody has removed it with all results in it.
+            with contextlib.suppress(FileNotFoundError):
+                self.files.sync_folder(folder)
         remove_tree(self.files, self.out / marker.staging)
 
-    def _move(self, source: Path, target: Path, size: int) -> None:
-        for left in reversed(range(MOVE_TRIES)):
-            try:
-                self.files.rename(source, target)
+    def _move_out(self, marker: Marker) -> None:
+        for relative in marker.obsolete:
+            # Not removed where it stands: whoever comes to this late would remove what a later retry has put there.
+            with contextlib.suppress(FileNotFoundError):
+                self.files.rename(self.out / relative, self.out / marker.staging / staged_name(relative))
+
+    def _move_files(self, marker: Marker) -> list[FileRecord]:
+        """Move what can be moved; the others."""
+        for folder in sorted({(self.out / file.path).parent for file in marker.files}):
+            self._ensure_folder(folder)
+        return [file for file in marker.files if not self._move(self._staged(marker, file), self.out / file.path)]
+
+    def _staged(self, marker: Marker, file: FileRecord) -> Path:
+        return self.out / marker.staging / staged_name(file.path)
+
+    def _move(self, source: Path, target: Path) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            self.files.rename(source, target)
+            return True
+        return False
+
+    def _find(self, marker: Marker, file: FileRecord) -> None:
+        """Another rank was faster with a file; over a network its doing may show a little later."""
+        source, target = self._staged(marker, file), self.out / file.path
+        for wait_s in (0.0, *LATE_WAITS_S):
+            self.files.sleep(wait_s)
+            found = self.files.stat(target)
+            if (found is not None and found.size == file.size) or self._is_superseded(marker.goal):
                 return
-            except FileNotFoundError:
-                # Another rank was faster; over a network its doing may show a little later.
-                found = self.files.stat(target)
-                if found is not None and found.size == size:
-                    return
-                self.files.make_folder(target.parent)
-            if left:
-                self.files.sleep(MOVE_WAIT_S)
-        unit = source.parent.name.partition(".")[0]
+            self.files.make_folder(target.parent)
+            if self._move(source, target):
+                return
         raise OutputError(
-            f"{target} was committed with {size} bytes, and neither it nor {source} is there; remove "
-            f"{marker_path(self.out, int(unit))} and run the same command again"
+            f"{target} was committed with {file.size} bytes, and neither it nor {source} is there; remove "
+            f"{source.parent}, then geoloc retry {self.out} --unit {marker.unit} makes it again"
         )
+
+    def _is_superseded(self, goal: Goal) -> bool:
+        """Whether a later retry has been published."""
+        return self.files.stat(marker_path(self.out, Goal(goal.unit, goal.retry + 1))) is not None
 
     def _ensure_folder(self, folder: Path) -> None:
         """Make a folder durably, once per process."""
@@ -115,30 +183,29 @@ class Commits:
         names = self.files.names(self.out / "_staging")
         found = leases.all()
         for name in names:
-            unit, _, token = name.partition(".")
+            label, _, token = name.partition(".")
             folder = self.out / "_staging" / name
-            if unit.isdecimal():
-                lease = next((lease for lease in found.get(int(unit), []) if lease.token == token), None)
-                self._sweep_staging(folder, int(unit), lease, leases, now_ns)
+            goal = parse_goal(label)
+            if goal is not None:
+                lease = next((lease for lease in found.get(goal, []) if lease.token == token), None)
+                self._sweep_staging(folder, goal, lease, leases, now_ns)
             else:
                 self._sweep_scratch(folder, leases, now_ns)
-        for number, of_unit in found.items():
-            # A dead lease counts towards quarantine until its unit is committed.
-            if self.files.stat(marker_path(self.out, number)) is not None:
-                for lease in of_unit:
+        for goal, of_goal in found.items():
+            # A dead lease counts towards quarantine until its goal is reached.
+            if self.files.stat(marker_path(self.out, goal)) is not None:
+                for lease in of_goal:
                     if not leases.is_live(lease, now_ns):
                         remove_file(self.files, lease.path)
         leases.sweep_clocks(now_ns)
 
-    def _sweep_staging(self, folder: Path, unit: int, lease: Lease | None, leases: Leases, now_ns: int) -> None:
+    def _sweep_staging(self, folder: Path, goal: Goal, lease: Lease | None, leases: Leases, now_ns: int) -> None:
         # Asked before the marker is read: who is gone now publishes nothing later.
         is_gone = lease is not None and leases.is_gone(lease)
         is_live = lease is not None and leases.is_live(lease, now_ns)
-        marker = read_marker(self.out, unit, self.files.read)
-        if marker is not None and self.out / marker.staging == folder:
-            # Its owner may not have come to that yet, and files must not outlive their marker.
-            self.files.sync_folder(marker_path(self.out, unit).parent)
-            self.move_in(marker)
+        marker = read_marker(self.out, goal, self.files.read)
+        if marker is not None and self.out / marker.staging == folder and not self._is_superseded(goal):
+            self.roll_forward(marker)
         elif (marker is not None and not is_live) or is_gone:
             discard(self.files, folder)
 

@@ -1,4 +1,4 @@
-"""Done: which units have a marker, asked as seldom as can be."""
+"""Done: which units have reached their goals, asked as seldom as can be."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import FilePort
-from geoloc_batch.store.marker import Marker, marker_path, read_marker
+from geoloc_batch.store.goal import Goal, marker_path, parse_goal
+from geoloc_batch.store.marker import Marker, standing_marker
 
 # With more units than this to ask for in one folder of markers, its names are read at once.
 MAX_STATS = 8
 
 
 class Done:
-    """Units known to be done, with their markers once they were read. A unit that is done stays done."""
+    """Units known to be done, with their markers once they were read. What is done stays done."""
 
     def __init__(self, files: FilePort, out: Path) -> None:
         self._files = files
@@ -23,10 +24,19 @@ class Done:
         self._markers: dict[int, Marker | None] = {}
         self.sources: Mapping[int, str] = {}
         """What the plan says of units: a marker must say the same."""
+        self.retries: Mapping[int, int] = {}
+        """Of units that are done when this retry of them has its result."""
 
     def __contains__(self, unit: object) -> bool:
         """Whether the unit is known to be done, without a look at the disk."""
         return unit in self._markers
+
+    def goal(self, unit: int) -> Goal:
+        """What has to be reached."""
+        return Goal(unit, self.retries.get(unit, 0))
+
+    def _path(self, unit: int) -> Path:
+        return marker_path(self._out, self.goal(unit))
 
     def add(self, marker: Marker) -> None:
         """Note a marker of our own."""
@@ -34,7 +44,7 @@ class Done:
 
     def look(self, unit: int) -> bool:
         """Whether the unit is done, with a look at the disk."""
-        if unit not in self._markers and self._files.stat(marker_path(self._out, unit)) is not None:
+        if unit not in self._markers and self._files.stat(self._path(unit)) is not None:
             self._markers[unit] = None
         return unit in self._markers
 
@@ -43,11 +53,11 @@ class Done:
         folders: dict[Path, list[int]] = defaultdict(list)
         for unit in units:
             if unit not in self._markers:
-                folders[marker_path(self._out, unit).parent].append(unit)
+                folders[self._path(unit).parent].append(unit)
         for folder, wanted in folders.items():
             if len(wanted) > MAX_STATS:
                 there = set(self._files.names(folder))
-                wanted = [unit for unit in wanted if marker_path(self._out, unit).name in there]
+                wanted = [unit for unit in wanted if self._path(unit).name in there]
                 self._markers.update(dict.fromkeys(wanted))
             else:
                 for unit in wanted:
@@ -59,13 +69,13 @@ class Done:
         for folder in self._files.names(root):
             if folder.isdecimal() and int(folder) >= num_units // 1000:
                 for name in self._files.names(root / folder):
-                    unit = name.removesuffix(".json")
-                    if unit.isdecimal() and int(unit) >= num_units:
+                    goal = parse_goal(name.removesuffix(".json"))
+                    if goal and goal.unit >= num_units:
                         return root / folder / name
         return None
 
     def marker(self, unit: int) -> Marker | None:
-        """The marker of a unit, None where it is not known to be done.
+        """What stands of a unit, None where it is not known to be done.
 
         Raises:
             OutputError: it is no marker, or that of another source.
@@ -74,7 +84,7 @@ class Done:
             return None
         marker = self._markers[unit]
         if marker is None:
-            marker = read_marker(self._out, unit, self._files.read)
+            marker = standing_marker(self._out, unit, self._files.read)
             if marker is not None:
                 check_source(self._out, marker, self.sources.get(unit, marker.source))
             self._markers[unit] = marker
@@ -84,7 +94,7 @@ class Done:
 def check_source(out: Path, marker: Marker, source: str) -> None:
     """Raise OutputError where a marker is of another source than the plan says."""
     if marker.source != source:
-        path = marker_path(out, marker.unit)
+        path = marker_path(out, marker.goal)
         raise OutputError(
             f"{path} says that unit {marker.unit} is {marker.source}, the plan in {out} says {source}: one of them was "
             f"changed; put the plan back as it was, or remove {path} and run the same command again"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from geoloc_batch.records import Unit
 from geoloc_batch.store.files import FilePort
-from geoloc_batch.store.marker import staged_name
+from geoloc_batch.store.goal import Goal
+from geoloc_batch.store.marker import UnitCounts, staged_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +17,12 @@ class Execution:
     """One rank's work on one unit."""
 
     unit: Unit
+    goal: Goal
+    """What it is to publish: the unit's first result, or that of a retry."""
     token: str
     """Names it apart from every other execution."""
     number: int
-    """1 for the first of this unit, up to `max_executions`."""
+    """1 for the first of this goal, up to `max_executions`."""
     staging: Path
     """Its folder."""
     files: FilePort = field(repr=False, compare=False)
@@ -33,7 +37,7 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sums over the units of the shards given in this call. OUT may hold more: `status` and `verify` count all."""
+    """Sums over the units of the shards given in this call. `status`, `verify` and a retry count all that OUT holds."""
 
     units: int
     done: int
@@ -43,3 +47,15 @@ class Totals:
     samples: int
     rows: int
     errors: int
+
+    @staticmethod
+    def of(units: int, counts: Sequence[UnitCounts]) -> Totals:
+        """Of so many units, those with these counts being done."""
+        return Totals(
+            units=units,
+            done=len(counts),
+            units_failed=sum(count.unit_error is not None for count in counts),
+            samples=sum(count.samples for count in counts),
+            rows=sum(count.rows for count in counts),
+            errors=sum(count.errors for count in counts),
+        )

@@ -1,7 +1,7 @@
 """Leases: who works on which unit, and who has stopped.
 
-A lease is the file `_leases/{unit}.{slot}`, made by O_EXCL: slot 1 is the first execution, 2 and 3 the later ones, so
-that of two ranks that want to back up the same unit one wins. Its owner touches it every beat. It is live until its
+A lease is the file `_leases/{goal}.{slot}`, made by O_EXCL: slot 1 is the first execution, 2 and 3 the later ones, so
+that of two ranks that back up the same execution one wins. Its owner touches it every beat. It is live until its
 time is `stale_beats` beats old by the file server's clock, or its owner is known to be gone. A lease that a dead owner
 left counts as an execution; one that is given back does not.
 """
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from geoloc_batch.store.files import FilePort, Owner
+from geoloc_batch.store.goal import Goal, parse_goal
 from geoloc_batch.store.publish import remove_file
 
 SECOND_NS = 1_000_000_000
@@ -25,7 +26,7 @@ SECOND_NS = 1_000_000_000
 class Lease:
     """One lease as a reader finds it."""
 
-    unit: int
+    goal: Goal
     slot: int
     path: Path
     mtime_ns: int
@@ -36,20 +37,23 @@ class Lease:
     """When it was taken, by the file server's clock."""
 
 
-def parse_lease_name(name: str) -> tuple[int, int] | None:
-    """(unit, slot) of a lease's file name, None for any other name."""
-    unit, dot, slot = name.partition(".")
-    return (int(unit), int(slot)) if dot and unit.isdecimal() and slot.isdecimal() else None
+def parse_lease_name(name: str) -> tuple[Goal, int] | None:
+    """(goal, slot) of a lease's file name, None for any other name."""
+    label, _, slot = name.partition(".")
+    goal = parse_goal(label)
+    return (goal, int(slot)) if goal and slot.isdecimal() else None
 
 
-def read_lease(path: Path, mtime_ns: int, read: Callable[[Path], bytes] = Path.read_bytes) -> Lease:
-    """The lease at `path`; one that is half written has no owner yet."""
-    unit, slot = (int(part) for part in path.name.split("."))
+def read_lease(path: Path, mtime_ns: int, read: Callable[[Path], bytes] = Path.read_bytes) -> Lease | None:
+    """The lease at `path`, None where the name is none's; one that is half written has no owner yet."""
+    name = parse_lease_name(path.name)
+    if name is None:
+        return None
     try:
         fields = json.loads(read(path))
-        return Lease(unit, slot, path, mtime_ns, fields["token"], Owner(**fields["owner"]), fields["taken_ns"])
+        return Lease(*name, path, mtime_ns, fields["token"], Owner(**fields["owner"]), fields["taken_ns"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return Lease(unit, slot, path, mtime_ns)
+        return Lease(*name, path, mtime_ns)
 
 
 class Leases:
@@ -69,9 +73,9 @@ class Leases:
         self._lock = threading.Lock()
         self._stop_beating: Callable[[], None] | None = None
 
-    def take(self, unit: int, slot: int, token: str) -> Lease | None:
-        """Take a slot of a unit, None where it is taken."""
-        path = self.folder / f"{unit:06d}.{slot}"
+    def take(self, goal: Goal, slot: int, token: str) -> Lease | None:
+        """Take a slot of a goal, None where it is taken."""
+        path = self.folder / f"{goal.label}.{slot}"
         try:
             taken_ns = self.files.create(path)
         except FileExistsError:
@@ -80,7 +84,7 @@ class Leases:
         try:
             self.files.fill(path, text.encode())
         except FileNotFoundError:
-            # We stood still for so long that the unit was committed meanwhile, and a sweep took our lease.
+            # We stood still for so long that the goal was reached meanwhile, and a sweep took our lease.
             return None
         except OSError:
             # A full disk: what says nothing must not count as an execution.
@@ -89,7 +93,7 @@ class Leases:
         with self._lock:
             self._held[token] = path
         self._start_beating()
-        return Lease(unit, slot, path, taken_ns, token, self._owner, taken_ns)
+        return Lease(goal, slot, path, taken_ns, token, self._owner, taken_ns)
 
     def give_back(self, token: str) -> None:
         """Remove a lease of ours."""
@@ -98,18 +102,17 @@ class Leases:
         if path is not None:
             remove_file(self.files, path)
 
-    def all(self) -> dict[int, list[Lease]]:
-        """Every lease in the folder, by unit, slots in order."""
-        leases: dict[int, list[Lease]] = {}
+    def all(self) -> dict[Goal, list[Lease]]:
+        """Every lease in the folder, by goal, slots in order."""
+        leases: dict[Goal, list[Lease]] = {}
         for name in self.files.names(self.folder):
-            if parse_lease_name(name) is None:
-                continue
-            found = self.files.stat(self.folder / name)
+            found = self.files.stat(self.folder / name) if parse_lease_name(name) else None
             if found is not None:
                 lease = read_lease(self.folder / name, found.mtime_ns, self.files.read)
-                leases.setdefault(lease.unit, []).append(lease)
-        for of_unit in leases.values():
-            of_unit.sort(key=lambda lease: lease.slot)
+                if lease is not None:
+                    leases.setdefault(lease.goal, []).append(lease)
+        for of_goal in leases.values():
+            of_goal.sort(key=lambda lease: lease.slot)
         return leases
 
     def server_now_ns(self) -> int:

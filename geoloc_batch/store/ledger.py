@@ -4,17 +4,17 @@ Ranks share nothing but the folder. OUT then holds:
 
     run.json              the pinned config                     (pin.py)
     plan.parquet          the units and their indexes           (plan.py)
-    _leases/{unit}.{slot} who works on what                     (lease.py)
-    _staging/{unit}.{token}/  what an execution has written     (commit.py)
-    _done/{thousands}/{unit}.json  what is committed            (marker.py)
+    _leases/{goal}.{slot} who works on what                     (lease.py)
+    _staging/{goal}.{token}/  what an execution has written     (commit.py)
+    _done/{thousands}/{goal}.json  what is committed            (marker.py)
+
+A goal is a unit's first result, or that of a retry            (goal.py)
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,9 +26,11 @@ from geoloc_batch.store.done import Done
 from geoloc_batch.store.execution import Execution, Totals
 from geoloc_batch.store.files import FilePort, OsFiles
 from geoloc_batch.store.lease import Leases
-from geoloc_batch.store.marker import Marker, UnitCounts, quarantine_marker, read_marker
+from geoloc_batch.store.marker import UnitCounts, read_marker
+from geoloc_batch.store.outcome import Outcomes
 from geoloc_batch.store.pin import config_hash, pin_config, prepare_folder, refuse_object_store
-from geoloc_batch.store.publish import JsonValue, remove_tree
+from geoloc_batch.store.publish import JsonValue
+from geoloc_batch.store.retry import retried
 from geoloc_batch.store.schedule import Candidate, Schedule, judge
 
 __all__ = ["Execution", "Ledger", "Totals", "UnitCounts"]
@@ -66,6 +68,8 @@ class Ledger:
         # Absolute, so that a later change of the working folder moves nothing.
         self.out = Path(out).absolute()
         self.warnings: list[str] = []
+        self.kept: list[int] = []
+        """Units whose retry here gave nothing to replace what stands."""
         self._files = files or OsFiles()
         self._max_executions = max_executions
         self._beat = (beat_s, stale_beats)
@@ -95,6 +99,7 @@ class Ledger:
         self._commits = Commits(self._files, self.out, has_links=has_links)
         self._done = Done(self._files, self.out)
         self._schedule = Schedule(())
+        self._units: Sequence[Unit] = ()
         self._is_open = True
         self._commits.sweep(self._leases)
         return config
@@ -116,10 +121,40 @@ class Ledger:
         """
         assert self._is_open, "open() comes first"
         adopted = adopt(self._files, self.out, units, self._done, has_links=self._commits.has_links)
-        self._done.sources = self._sources = adopted.sources
+        self._outcomes = self._outcomes_of(adopted.sources)
+        self._units = adopted.units
         self._schedule = Schedule(adopted.units, self._done)
         self.warnings = adopted.warnings
         return adopted.units
+
+    def adopt_retries(self, choose: Callable[[UnitCounts], bool], forced: Collection[int] = ()) -> list[Unit]:
+        """Take up done units once more, in place of adopt_plan. Totals are then those of all units in OUT.
+
+        Args:
+            choose: whether a unit with these counts is tried again. What comes of it stands in place of what stood if
+                something is gained by it and nothing good lost.
+            forced: indexes of units that are tried whatever their counts, and replaced unless they cannot be read.
+
+        Returns:
+            The units to execute, each spelt as it can be opened. `warnings` names those that were left out.
+
+        Raises:
+            InputError: a forced unit is not planned, or not done.
+            OutputError: the plan, or a marker, is broken.
+        """
+        assert self._is_open, "open() comes first"
+        found = retried(self._files, self.out, self._done, choose, forced)
+        self._units = found.planned
+        self._done = Done(self._files, self.out)
+        self._done.retries = found.retries
+        self._outcomes = self._outcomes_of({unit.index: unit.source for unit in found.planned}, forced)
+        self._schedule = Schedule(found.units)
+        self.warnings = found.warnings
+        return found.units
+
+    def _outcomes_of(self, sources: Mapping[int, str], forced: Collection[int] = ()) -> Outcomes:
+        self._done.sources = sources
+        return Outcomes(commits=self._commits, config=self._config_hash, sources=sources, forced=forced)
 
     def acquire(self) -> Execution | Literal["wait"] | None:
         """The next unit to work on, largest first.
@@ -147,7 +182,8 @@ class Ledger:
         left = self._schedule.left_over(self._done)
         if left:
             now_ns = self._leases.server_now_ns()
-            found = self._leases.all()
+            everything = self._leases.all()
+            found = {unit.index: everything.get(self._done.goal(unit.index), []) for unit in left}
             is_live = {lease.path: self._leases.is_live(lease, now_ns) for leases in found.values() for lease in leases}
             for candidate in judge(left, found, is_live, self._max_executions):
                 execution = self._take_candidate(candidate, now_ns)
@@ -161,7 +197,9 @@ class Ledger:
 
     def _take_candidate(self, candidate: Candidate, now_ns: int) -> Execution | None:
         if candidate.why == "quarantine":
-            self._quarantine(candidate.unit)
+            goal = self._done.goal(candidate.unit.index)
+            self._outcomes.quarantine(candidate.unit, goal, self._files.token(), self._max_executions)
+            self._done.look(goal.unit)
             return None
         if candidate.why == "unleased":
             return self._take(candidate.unit, candidate.slot, is_suspect=False)
@@ -174,14 +212,14 @@ class Ledger:
         return self._take(candidate.unit, candidate.slot, is_suspect=candidate.why == "left by the dead")
 
     def _take(self, unit: Unit, slot: int, *, is_suspect: bool) -> Execution | None:
-        token = self._files.token()
-        if self._leases.take(unit.index, slot, token) is None:
+        token, goal = self._files.token(), self._done.goal(unit.index)
+        if self._leases.take(goal, slot, token) is None:
             return None
         # A winner publishes its marker before it gives its lease back: a lease on a finished unit shows here.
         if self._done.look(unit.index):
             self._leases.give_back(token)
             return None
-        execution = Execution(unit, token, slot, self._commits.staging(unit.index, token), self._files)
+        execution = Execution(unit, goal, token, slot, self._commits.staging(goal, token), self._files)
         try:
             self._files.make_folder(execution.staging)
         except OSError:
@@ -209,92 +247,50 @@ class Ledger:
         marker = None
         if not self._done.look(unit.index):
             try:
-                marker = self._publish(execution, outputs, counts)
+                seconds = self._files.monotonic() - self._held[execution.token].since_s
+                made = self._outcomes.committed(execution, outputs, counts, seconds)
+                marker = made if self._commits.publish_marker(made) else None
             except FileNotFoundError:
                 # Our folder was swept, as is done to losers alone; else a named file was never written.
                 if not self._done.look(unit.index) and self._files.stat(execution.staging) is not None:
                     raise
         if marker is None:
-            self._clear(execution)
+            self._commits.clear(execution.goal, execution.token)
         else:
             self._commits.move_in(marker)
             self._done.add(marker)
+            if marker.kept:
+                self.kept.append(unit.index)
             self._schedule.learn(unit, marker.seconds)
         self._let_go(execution)
         return marker is not None
 
-    def _publish(self, execution: Execution, outputs: Sequence[str], counts: UnitCounts) -> Marker | None:
-        """The marker if it won."""
-        marker = Marker(
-            unit=execution.unit.index,
-            source=self._sources[execution.unit.index],
-            token=execution.token,
-            staging=execution.staging.relative_to(self.out).as_posix(),
-            files=self._commits.measure(execution.staging, outputs),
-            counts=counts,
-            config=self._config_hash,
-            seconds=round(self._files.monotonic() - self._held[execution.token].since_s, 3),
-        )
-        return marker if self._commits.publish_marker(marker) else None
-
     def is_lost(self, execution: Execution) -> bool:
         """Whether another execution of the unit has won. To be asked when writing to the staging folder fails."""
-        marker = read_marker(self.out, execution.unit.index, self._files.read)
+        marker = read_marker(self.out, execution.goal, self._files.read)
         return marker is not None and marker.token != execution.token
 
     def abandon(self, execution: Execution) -> None:
         """Give a unit back. It counts towards no quarantine and comes first at the next acquire."""
-        self._clear(execution)
+        self._commits.clear(execution.goal, execution.token)
         self._let_go(execution)
         self._schedule.put_back(execution.unit)
-
-    def _clear(self, execution: Execution) -> None:
-        """Drop a staging folder of ours, unless it has won after all."""
-        # A commit that failed may still have published its marker. Without its candidate it cannot do so any more,
-        # so what is read afterwards is final.
-        remove_tree(self._files, execution.staging / "publish")
-        marker = read_marker(self.out, execution.unit.index, self._files.read)
-        if marker is not None and marker.token == execution.token:
-            self._commits.move_in(marker)
-        else:
-            remove_tree(self._files, execution.staging)
 
     def _let_go(self, execution: Execution) -> None:
         self._leases.give_back(execution.token)
         with self._lock:
             self._held.pop(execution.token, None)
 
-    def _quarantine(self, unit: Unit) -> None:
-        """Commit a unit without files, for no execution of it has survived."""
-        token = self._files.token()
-        staging = self._commits.staging(unit.index, token)
-        pinned = dataclasses.replace(unit, source=self._sources[unit.index])
-        marker = quarantine_marker(
-            pinned, token, staging.relative_to(self.out).as_posix(), self._config_hash, self._max_executions
-        )
-        # Gone where another rank has published the same and swept what is left of ours.
-        with contextlib.suppress(FileNotFoundError):
-            self._commits.publish_marker(marker)
-        remove_tree(self._files, staging)
-        self._done.look(unit.index)
-
     def totals(self) -> Totals:
-        """Sums over the units given to adopt_plan, from their markers; others in OUT do not count. Each is read once.
+        """Sums over the adopted units, from their markers; others in OUT do not count.
 
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
-        units = self._schedule.units
+        units = self._units
         self._done.look_all(unit.index for unit in units)
         counts = [marker.counts for unit in units if (marker := self._done.marker(unit.index)) is not None]
-        return Totals(
-            units=len(units),
-            done=len(counts),
-            units_failed=sum(count.unit_error is not None for count in counts),
-            samples=sum(count.samples for count in counts),
-            rows=sum(count.rows for count in counts),
-            errors=sum(count.errors for count in counts),
-        )
+        return Totals.of(len(units), counts)
 
     def close(self) -> None:
         """Give back what is still held and stop the heartbeat. The ledger cannot be used after it."""
@@ -303,7 +299,7 @@ class Ledger:
         self._is_open = False
         try:
             for held in self._hands():
-                self._clear(held.execution)
+                self._commits.clear(held.execution.goal, held.execution.token)
                 self._let_go(held.execution)
         finally:
             # Whatever fails above: what is left must grow stale, so that others take it up.

@@ -1,4 +1,7 @@
-"""Markers: `_done/{thousands}/{unit}.json` says that a unit is committed, by whom and with which files."""
+"""Markers: `_done/{thousands}/{unit}.json` says that a unit is committed, by whom and with which files.
+
+`{unit}r{n}.json` says the same of its n-th retry, whose result stands in place of the one before.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,19 @@ from typing import Any
 from urllib.parse import quote
 
 from geoloc_batch.errors import OutputError
-from geoloc_batch.records import Unit, UnitError
+from geoloc_batch.records import UnitError
+from geoloc_batch.store.goal import Goal, marker_path
 from geoloc_batch.store.publish import canonical_json, read_published
 
 LAYOUT = 1
 # The JSON types of a marker's values, by their names: each name means the same wherever it stands.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("source", "token", "staging", "config", "path", "sha256", "shard", "message"), (str,)),
-    **dict.fromkeys(("layout", "unit", "size", "samples", "rows", "errors", "offset"), (int,)),
-    **dict.fromkeys(("quarantined", "retryable"), (bool,)),
-    **dict.fromkeys(("files", "warnings"), (list,)),
+    **dict.fromkeys(
+        ("layout", "unit", "retry", "size", "samples", "rows", "errors", "retryable_errors", "offset"), (int,)
+    ),
+    **dict.fromkeys(("quarantined", "kept", "retryable"), (bool,)),
+    **dict.fromkeys(("files", "obsolete", "warnings"), (list,)),
     "bytes_unread": (int, type(None)),
     "unit_error": (dict, type(None)),
     "counts": (dict,),
@@ -39,6 +45,23 @@ class UnitCounts:
     unit_error: UnitError | None
     """Set where the unit could not be read to its end."""
     warnings: tuple[str, ...]
+    retryable_errors: int = 0
+    """Error rows that another try could turn into rows."""
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether another execution could give more."""
+        return self.retryable_errors > 0 or (self.unit_error is not None and self.unit_error.retryable)
+
+    def is_worse_than(self, other: UnitCounts) -> bool:
+        """Whether something good would be lost by it."""
+        return self.rows < other.rows or (self.unit_error is not None and other.unit_error is None)
+
+    def is_better_than(self, other: UnitCounts) -> bool:
+        """Whether something is gained by it, and nothing good lost."""
+        is_mended = self.unit_error is None and other.unit_error is not None
+        is_gain = self.rows > other.rows or self.errors < other.errors or is_mended
+        return is_gain and not self.is_worse_than(other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +92,22 @@ class Marker:
     """From lease to commit."""
     quarantined: bool = False
     """No execution ever committed: the unit has no files."""
+    retry: int = 0
+    """Of which retry this is the result; 0 for the first one."""
+    kept: bool = False
+    """The retry gave nothing better: files and counts are those of the result before, which stays."""
+    obsolete: tuple[str, ...] = ()
+    """Files of the result before, relative to OUT, that this one does not have."""
+
+    @property
+    def goal(self) -> Goal:
+        """What was reached."""
+        return Goal(self.unit, self.retry)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the files, relative to OUT."""
+        return tuple(file.path for file in self.files)
 
     def to_bytes(self) -> bytes:
         """The marker's file."""
@@ -88,6 +127,9 @@ class Marker:
         counts["warnings"] = tuple(counts["warnings"])
         fields["counts"] = UnitCounts(**counts)
         fields["files"] = tuple(FileRecord(**_typed(file)) for file in fields["files"])
+        if not all(isinstance(path, str) for path in fields.get("obsolete", ())):
+            raise TypeError("an obsolete file is not text")
+        fields["obsolete"] = tuple(fields.get("obsolete", ()))
         marker = Marker(**fields)
         _check(marker)
         return marker
@@ -109,56 +151,42 @@ def _check(marker: Marker) -> None:
     staging = PurePosixPath(marker.staging).parts
     if len(staging) != 2 or staging[0] != "_staging" or staging[1] == "..":
         raise ValueError(f"staging is {marker.staging!r:.80}")
-    for file in marker.files:
-        path = PurePosixPath(file.path)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file.path:
-            raise ValueError(f"path is {file.path!r:.80}")
+    for relative in (*(file.path for file in marker.files), *marker.obsolete):
+        path = PurePosixPath(relative)
+        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in relative:
+            raise ValueError(f"path is {relative!r:.80}")
 
 
-def quarantine_marker(unit: Unit, token: str, staging: str, config: str, max_executions: int) -> Marker:
-    """The marker of a unit that no execution has survived."""
-    message = (
-        f"{max_executions} executions ended without a commit: either it kills the process that reads it, or the jobs "
-        f"were killed from outside that often; without its marker it is read again"
-    )
-    error = UnitError(unit.source, message, offset=-1, bytes_unread=unit.num_bytes or None, retryable=True)
-    return Marker(
-        unit=unit.index,
-        source=unit.source,
-        token=token,
-        staging=staging,
-        files=(),
-        counts=UnitCounts(samples=0, rows=0, errors=0, unit_error=error, warnings=()),
-        config=config,
-        seconds=0.0,
-        quarantined=True,
-    )
-
-
-def marker_path(out: Path, unit: int) -> Path:
-    """Where the marker of a unit stands: a thousand to a folder."""
-    return out / "_done" / f"{unit // 1000:03d}" / f"{unit:06d}.json"
-
-
-def read_marker(out: Path, unit: int, read: Callable[[Path], bytes] = Path.read_bytes) -> Marker | None:
-    """The marker of a unit, None where it has none.
+def read_marker(out: Path, goal: Goal, read: Callable[[Path], bytes] = Path.read_bytes) -> Marker | None:
+    """The marker of a goal, None where it is not reached.
 
     Raises:
-        OutputError: the file is no marker, or that of another unit.
+        OutputError: the file is no marker, or that of another goal.
     """
-    path = marker_path(out, unit)
+    path = marker_path(out, goal)
     data = read_published(path, read)
     if data is None:
         return None
     try:
         marker = Marker.from_bytes(data)
-        if marker.unit != unit:
-            raise ValueError(f"unit is {marker.unit}")
+        if marker.goal != goal:
+            raise ValueError(f"it is that of unit {marker.unit}, retry {marker.retry}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OutputError(
-            f"{path} is not a marker of unit {unit} ({error}); remove it and run the same command again"
-        ) from error
+        again = f"geoloc retry {out} --unit {goal.unit}" if goal.retry else "run the same command again"
+        raise OutputError(f"{path} is not a marker of unit {goal.unit} ({error}); remove it and {again}") from error
     return marker
+
+
+def standing_marker(out: Path, unit: int, read: Callable[[Path], bytes] = Path.read_bytes) -> Marker | None:
+    """The marker of what stands of a unit: that of its latest retry, or its first.
+
+    Raises:
+        OutputError: it is no marker, or that of another goal.
+    """
+    goal = Goal(unit)
+    while read_published(marker_path(out, later := Goal(unit, goal.retry + 1)), read) is not None:
+        goal = later
+    return read_marker(out, goal, read)
 
 
 def staged_name(relative: str) -> str:

@@ -6,6 +6,7 @@ later. Sources that are no files (pipe:, http) have none: they are compared as t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,19 @@ class Places:
                 (source[0], os.path.realpath(place)): source for source, place in self._place.items() if place
             }
         return self._by_file
+
+
+def reopened(unit: Unit, place: str | None) -> Unit:
+    """A pinned unit as it can be opened now: by its place where its own spelling leads elsewhere.
+
+    Args:
+        unit: as it was pinned.
+        place: where its source lay then, None where that is not known or it is no file.
+    """
+    seen_from_here = place_of(unit)
+    if place is None or seen_from_here in (None, place) or not os.path.exists(place):
+        return unit
+    return dataclasses.replace(unit, source=place, pinned_source=unit.source)
 
 
 def spelling(pinned: str, given: Unit) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from geoloc_batch.errors import InputError, OutputError
 from geoloc_batch.records import Unit
 from geoloc_batch.store.done import check_source
 from geoloc_batch.store.features import read_header
-from geoloc_batch.store.files import digest, stat
-from geoloc_batch.store.marker import FileRecord, Marker, marker_path, read_marker, staged_name
+from geoloc_batch.store.files import OsFiles, digest, stat
+from geoloc_batch.store.goal import Goal, marker_path, parse_goal, reached_goals
+from geoloc_batch.store.marker import FileRecord, Marker, read_marker, staged_name, standing_marker
 from geoloc_batch.store.pin import FOREIGN_BUT_HARMLESS, RUN_FILE, config_hash, read_config
 from geoloc_batch.store.plan import plan_name, read_plan
 from geoloc_batch.store.seen import Seen
@@ -66,18 +67,22 @@ def verify(out: Path | str) -> Verification:
     found.units = len(plan)
     seen = Seen()
     recorded: set[str] = set()
+    leaving: set[str] = set()
     undone = 0
+    reached = reached_goals(out, range(len(plan)), OsFiles().names)
     for unit in plan:
-        marker = _read_marker(out, unit, found)
+        marker = _read_marker(out, unit, reached.get(unit.index, Goal(unit.index)), found)
         if marker is None:
             undone += 1
             continue
         recorded.update(file.path for file in marker.files)
+        if (out / marker.staging).is_dir():
+            leaving.update(marker.obsolete)
         found.samples += marker.counts.samples
         if config is not None and marker.config != config:
             found.problems.append(
                 f"unit {unit.index} ({unit.source}) was made with config {marker.config}, {out / RUN_FILE} says "
-                f"{config}: two runs are mixed; {_again(out, marker)}"
+                f"{config}: two runs are mixed; {_again(out, marker.unit)}"
             )
         _check_unit(out, unit, marker, found, seen)
     if undone:
@@ -85,12 +90,9 @@ def verify(out: Path | str) -> Verification:
         found.problems.append(f"{undone} of {len(plan)} units are not done; run the same command again")
     for shard, doubled, what in seen.doubles():
         found.duplicates += doubled
-        found.problems.append(
-            f"{shard}: {doubled} {what} stand more than once; remove the markers of its units in _done and run the "
-            f"same command again"
-        )
+        found.problems.append(f"{shard}: {doubled} {what} stand more than once; {_again(out, *_units_of(shard, plan))}")
     _check_markers(out, len(plan), found)
-    _check_orphans(out, recorded, found)
+    _check_orphans(out, recorded, leaving, found)
     return found
 
 
@@ -136,23 +138,28 @@ def _read_plan(out: Path, found: Verification) -> list[Unit] | None:
     return None
 
 
-def _read_marker(out: Path, unit: Unit, found: Verification) -> Marker | None:
+def _read_marker(out: Path, unit: Unit, goal: Goal, found: Verification) -> Marker | None:
     """A unit's marker; None, and a problem where one is there, for none of its own."""
     try:
-        marker = read_marker(out, unit.index)
+        marker = read_marker(out, goal)
         if marker is not None:
             check_source(out, marker, unit.source)
         return marker
     except OutputError as error:
         found.problems.append(str(error))
     except OSError as error:
-        path = marker_path(out, unit.index)
+        path = marker_path(out, goal)
         found.problems.append(f"{path} cannot be read ({error}); remove it and run the same command again")
     return None
 
 
-def _again(out: Path, marker: Marker) -> str:
-    return f"remove {marker_path(out, marker.unit)} and run the same command again"
+def _again(out: Path, *units: int) -> str:
+    return f"geoloc retry {out}{''.join(f' --unit {unit}' for unit in units)} makes it again"
+
+
+def _units_of(shard: str, plan: Sequence[Unit]) -> list[int]:
+    """The units of what Seen calls a shard: a tar, or a shard that an embedding pair names."""
+    return [unit.index for unit in plan if unit.source == shard or shard.startswith(f"{unit.source}: ")]
 
 
 def _check_unit(out: Path, unit: Unit, marker: Marker, found: Verification, seen: Seen) -> None:
@@ -180,7 +187,7 @@ def _check_unit(out: Path, unit: Unit, marker: Marker, found: Verification, seen
             try:
                 seen.add(unit, pq.ParquetFile(path).read(["key", "shard", "row"]), are_rows=not is_error_table)
             except TABLE_ERRORS as error:
-                found.problems.append(f"{path} does not name its photos ({error}); {_again(out, marker)}")
+                found.problems.append(f"{path} does not name its photos ({error}); {_again(out, marker.unit)}")
             is_noted = is_noted or not is_error_table
     rows = max(rows_of.values(), default=0)
     found.rows += rows
@@ -192,33 +199,34 @@ def _check_unit(out: Path, unit: Unit, marker: Marker, found: Verification, seen
     if any(length != rows for length in rows_of.values()) or (rows, error_rows) != (counts.rows, counts.errors):
         found.problems.append(
             f"{name} was committed with {counts.rows} rows and {counts.errors} error rows, and its files hold "
-            f"{sorted(set(rows_of.values())) or 0} and {error_rows}; {_again(out, marker)}"
+            f"{sorted(set(rows_of.values())) or 0} and {error_rows}; {_again(out, marker.unit)}"
         )
     elif rows + error_rows != counts.samples:
         found.problems.append(
-            f"{name} saw {counts.samples} photos and has {rows} rows + {error_rows} error rows; {_again(out, marker)}"
+            f"{name} saw {counts.samples} photos and has {rows} rows + {error_rows} error rows; "
+            f"{_again(out, marker.unit)}"
         )
 
 
 def _check_file(out: Path, marker: Marker, file: FileRecord, found: Verification) -> int | None:
     """Rows of one committed file, None where it is gone or harmed."""
     path = out / file.path
+    # In staging where a move was cut off: the next start brings it here.
+    waits = not marker.kept and (out / marker.staging / staged_name(file.path)).is_file()
+    mend = "run the same command again" if waits else _again(out, marker.unit)
     try:
         if not path.is_file():
             found.missing += 1
-            # In staging where a move was cut off: the next start brings it here.
-            waits = (out / marker.staging / staged_name(file.path)).is_file()
-            mend = "run the same command again" if waits else _again(out, marker)
             found.problems.append(f"{path} is missing; {mend}")
             return None
         if digest(path) != (file.size, file.sha256):
-            found.problems.append(f"{path} is not what was committed (size or checksum); {_again(out, marker)}")
+            found.problems.append(f"{path} is not what was committed (size or checksum); {mend}")
             return None
         if path.suffix == ".npy":
             return read_header(path)[0][0]
         return int(pq.read_metadata(path).num_rows)
     except TABLE_ERRORS as error:
-        found.problems.append(f"{path} cannot be read: {error}; {_again(out, marker)}")
+        found.problems.append(f"{path} cannot be read: {error}; {_again(out, marker.unit)}")
         return None
 
 
@@ -226,13 +234,18 @@ def _check_markers(out: Path, num_units: int, found: Verification) -> None:
     """Markers of units that the plan does not have, and what is none."""
     beyond: list[Path] = []
     for path in sorted((out / "_done").glob("*/*")):
-        number = path.name.removesuffix(".json")
+        goal = parse_goal(path.name.removesuffix(".json"))
         if FOREIGN_BUT_HARMLESS.fullmatch(path.name):
             continue
-        if not number.isdecimal() or path != marker_path(out, int(number)):
+        if goal is None or path != marker_path(out, goal):
             found.problems.append(f"{path} is not a marker; remove it")
-        elif int(number) >= num_units:
+        elif goal.unit >= num_units:
             beyond.append(path)
+        elif goal.retry and stat(marker_path(out, goal.before)) is None:
+            found.problems.append(
+                f"{path} is the marker of a retry, and {marker_path(out, goal.before).name} before it has gone; put "
+                f"that back as it was, or remove every marker of unit {goal.unit} and run the same command again"
+            )
     # A run that goes on may have planned and done more since the plan was read.
     if beyond and len(read_plan(out)[0]) == num_units:
         found.problems.append(
@@ -251,18 +264,19 @@ def _results(out: Path) -> Iterator[Path]:
                 yield relative
 
 
-def _check_orphans(out: Path, recorded: set[str], found: Verification) -> None:
-    """Result files that no marker names."""
+def _check_orphans(out: Path, recorded: set[str], leaving: set[str], found: Verification) -> None:
+    """Result files that no marker names. Those of which a retry that was cut off has not come to be rid are leaving."""
     for relative in _results(out):
         if relative.as_posix() not in recorded and not _is_committed_since(out, relative):
-            found.problems.append(f"{out / relative} belongs to no committed unit; remove it")
+            mend = "run the same command again" if relative.as_posix() in leaving else "remove it"
+            found.problems.append(f"{out / relative} belongs to no committed unit; {mend}")
 
 
 def _is_committed_since(out: Path, relative: Path) -> bool:
     """Whether a unit that was still in work when its marker was asked for has brought this file since."""
     number = relative.stem.rpartition("_")[2]
     try:
-        marker = read_marker(out, int(number)) if number.isdecimal() else None
+        marker = standing_marker(out, int(number)) if number.isdecimal() else None
     except (OutputError, OSError):
         # The marker is broken, which has been told: whether the file belongs to it nobody knows.
         return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from store_samples import CONFIG, make_units
+from store_samples import CONFIG, make_units, run_rank, staging_rows
 
 from geoloc_batch.store.ledger import Ledger
 
@@ -27,3 +28,16 @@ def opened(tmp_path: Path) -> Iterator[Any]:
     yield open_one
     for ledger in ledgers:
         ledger.close()
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is brought to the disk: for tests whose processes end and whose machine does not."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def retryable(tmp_path: Path) -> Path:
+    """Three done units, each with four rows, two errors that may be mended, and a unit error of that kind."""
+    run_rank(tmp_path / "out", 3, staging_rows(4, 2, is_cut=True))
+    return tmp_path / "out"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from geoloc_batch.store.files import OsFiles, process_state
+from geoloc_batch.store.goal import Goal
 from geoloc_batch.store.lease import Lease, Leases, parse_lease_name, read_lease
 
 SECOND_NS = 1_000_000_000
@@ -38,13 +39,13 @@ def clocks() -> Clocks:
 def seen_by_another(files: Clocks, folder: Path) -> tuple[Leases, Lease]:
     """A lease of another, live rank on unit 7, touched now; and how we see the folder."""
     theirs = Leases(files, folder, beat_s=1000, stale_beats=4)
-    assert theirs.take(7, 1, "theirs")
+    assert theirs.take(Goal(7), 1, "theirs")
     theirs.beat()
     assert theirs._stop_beating is not None
     theirs._stop_beating()
     ours = Leases(files, folder, beat_s=15, stale_beats=4)
     ours.server_now_ns()
-    return ours, ours.all()[7][0]
+    return ours, ours.all()[Goal(7)][0]
 
 
 def test_a_lease_is_stale_after_four_missed_beats_of_the_servers_clock(tmp_path: Path, clocks: Clocks) -> None:
@@ -83,7 +84,7 @@ def test_who_stands_still_in_the_midst_of_a_look_calls_nobody_dead_for_it(tmp_pa
     clocks.own_s += 5
 
     now_ns = ours.server_now_ns()
-    (lease,) = ours.all()[7]
+    (lease,) = ours.all()[Goal(7)]
     clocks.own_s += 70
 
     assert ours.is_live(lease, now_ns)
@@ -94,14 +95,15 @@ def test_a_lease_of_a_process_that_has_ended_is_dead_at_once(tmp_path: Path) -> 
     code = (
         "import sys; from pathlib import Path\n"
         "from geoloc_batch.store.files import OsFiles\n"
+        "from geoloc_batch.store.goal import Goal\n"
         "from geoloc_batch.store.lease import Leases\n"
-        "Leases(OsFiles(), Path(sys.argv[1]), beat_s=15, stale_beats=4).take(3, 1, 'token')\n"
+        "Leases(OsFiles(), Path(sys.argv[1]), beat_s=15, stale_beats=4).take(Goal(3), 1, 'token')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
     ours = Leases(OsFiles(), tmp_path, beat_s=15, stale_beats=4)
 
-    (lease,) = ours.all()[3]
+    (lease,) = ours.all()[Goal(3)]
 
     assert lease.owner is not None
     assert lease.owner.pid != os.getpid()
@@ -153,15 +155,18 @@ def test_a_half_written_lease_is_live_until_its_time_is_up(tmp_path: Path, conte
 def test_a_slot_is_taken_once(tmp_path: Path) -> None:
     first, second = (Leases(OsFiles(), tmp_path, beat_s=15, stale_beats=4) for _ in range(2))
 
-    assert first.take(1, 1, "a") is not None
-    assert second.take(1, 1, "b") is None
+    assert first.take(Goal(1), 1, "a") is not None
+    assert second.take(Goal(1), 1, "b") is None
+    assert second.take(Goal(1, 1), 1, "of a retry") is not None
     first.give_back("a")
-    assert second.take(1, 1, "c") is not None
+    assert second.take(Goal(1), 1, "c") is not None
     first.close()
     second.close()
 
 
 def test_other_names_in_the_folder_are_no_leases() -> None:
-    assert parse_lease_name("000012.2") == (12, 2)
-    assert parse_lease_name("1000000.1") == (1_000_000, 1)
-    assert [parse_lease_name(name) for name in ("clock.1f", "000012", ".nfs0001", "000012.x")] == [None] * 4
+    assert parse_lease_name("000012.2") == (Goal(12), 2)
+    assert parse_lease_name("1000000.1") == (Goal(1_000_000), 1)
+    assert parse_lease_name("000012r3.2") == (Goal(12, 3), 2)
+    others = ("clock.1f", "000012", ".nfs0001", "000012.x", "000012r.1", "000012r0.1", "r1.1", "000012r1")
+    assert [parse_lease_name(name) for name in others] == [None] * len(others)

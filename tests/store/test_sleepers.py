@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_samples import CONFIG, make_units, tree, with_steps, work, write_unit
+from store_samples import CONFIG, make_units, retry_rank, take, tree, with_steps, work, write_unit
 
 from geoloc_batch.store.files import OsFiles
-from geoloc_batch.store.ledger import Execution, Ledger
+from geoloc_batch.store.goal import Goal
+from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
 from geoloc_batch.store.plan import load_plan
 from geoloc_batch.store.verify import verify
 
@@ -211,4 +213,64 @@ def test_a_cut_off_commit_is_rolled_forward_only_once_its_marker_is_on_the_disk(
     moves = [number for number, (name, path) in enumerate(steps) if name == "rename" and path.parent.name == "img_emb"]
     assert steps.index(("sync_folder", out / "_done/000")) < moves[0]
     assert verify(out).ok
+    other.close()
+
+
+def write_without_errors(execution: Execution) -> tuple[list[str], UnitCounts]:
+    """Like write_unit, and the photo that could not be read is not there any more."""
+    outputs, counts = write_unit(execution)
+    return outputs[:-1], dataclasses.replace(counts, samples=counts.rows, errors=0)
+
+
+@pytest.mark.parametrize("step", ["rename", "sync_folder", "remove_folder"])
+def test_a_rank_that_stands_still_among_its_moves_harms_no_retry_that_came_since(tmp_path: Path, step: str) -> None:
+    out = tmp_path / "out"
+    files: dict[str, bytes] = {}
+
+    def stand_still(name: str, path: Path) -> bool:
+        if name != step or not (out / "_done/000/000000.json").exists():
+            return False
+        assert retry_rank(out, write_without_errors, forced=(0,)) == [Goal(0, 1)]
+        files.update(tree(out))
+        return True
+
+    ledger = opened(out, files=with_steps(once(stand_still)))
+
+    # The first is told that it stands, as it did, for a moment.
+    assert len(list(work(ledger))) == 1
+    ledger.close()
+    assert len(files) == 3
+    assert tree(out) == files
+    assert verify(out).ok
+
+
+def test_a_retry_builds_on_no_marker_that_a_power_cut_could_take_back(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die_before_the_sync(name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "sync_folder" and (out / "_done/000/000000.json").exists():
+            raise Killed
+
+    steps: list[tuple[str, Path]] = []
+    out = tmp_path / "out"
+    killed = opened(out, files=with_steps(die_before_the_sync))
+    # It has opened before the marker is there: its sweep has not seen it.
+    other = opened(out, files=with_steps(noting(steps)))
+    execution = take(killed)
+    outputs, counts = write_unit(execution)
+    with pytest.raises(Killed):
+        killed.commit(execution, outputs, counts)
+    assert tree(out) == {}
+
+    other.adopt_retries(lambda counts: False, (0,))
+    assert len(list(work(other, write_without_errors))) == 1
+
+    moves = [number for number, (name, path) in enumerate(steps) if name == "rename" and path.parent.parent == out]
+    assert (
+        steps.index(("sync_folder", out / "_done/000"))
+        < moves[0]
+        < steps.index(("link", out / "_done/000/000000r1.json"))
+    )
+    assert sorted(tree(out)) == sorted(outputs[:-1])
     other.close()

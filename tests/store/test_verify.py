@@ -12,12 +12,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from store_samples import CONFIG, make_located, make_samples, make_units, rows_of, run_rank, tree, work, write_unit
+from store_samples import (
+    CONFIG,
+    make_located,
+    make_samples,
+    make_units,
+    retry_rank,
+    rows_of,
+    run_rank,
+    tree,
+    work,
+    write_unit,
+)
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.records import Sample, Unit
 from geoloc_batch.store import tables
 from geoloc_batch.store.files import digest
+from geoloc_batch.store.goal import Goal
 from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
 from geoloc_batch.store.status import status
 from geoloc_batch.store.verify import verify
@@ -120,16 +132,16 @@ def add_a_file(out: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "thing", "remedy"),
     [
-        (change_a_byte, "img_emb_000002.npy is not what was committed", "_done/000/000002.json"),
-        (remove_a_file, "predictions_000002.parquet is missing", "_done/000/000002.json"),
+        (change_a_byte, "img_emb_000002.npy is not what was committed", "--unit 2 makes it again"),
+        (remove_a_file, "predictions_000002.parquet is missing", "--unit 2 makes it again"),
         (remove_a_marker_and_its_files, "1 of 4 units are not done", "run the same command again"),
-        (count_one_photo_more, "unit 2 (shards/00002.tar) saw 6 photos and has 4 rows + 1", "_done/000/000002.json"),
-        (count_one_row_more, "committed with 5 rows", "_done/000/000002.json"),
-        (pin_another_config, "two runs are mixed", "_done/000/000002.json"),
+        (count_one_photo_more, "unit 2 (shards/00002.tar) saw 6 photos and has 4 rows + 1", "--unit 2 makes it again"),
+        (count_one_row_more, "committed with 5 rows", "--unit 2 makes it again"),
+        (pin_another_config, "two runs are mixed", "--unit 2 makes it again"),
         (break_a_marker, "000002.json is not a marker", "remove it and run the same command again"),
         (move_a_marker_to_another_unit, "000002.json is not a marker of unit 2", "remove it and run the same"),
         (empty_a_marker_to_a_folder, "000002.json is a folder without the file", "remove the folder and run the same"),
-        (name_no_photos, "predictions_000002.parquet does not name its photos", "_done/000/000002.json"),
+        (name_no_photos, "predictions_000002.parquet does not name its photos", "--unit 2 makes it again"),
         (add_a_file, "img_emb_000009.npy belongs to no committed unit", "remove it"),
     ],
 )
@@ -146,11 +158,14 @@ def test_each_harm_is_named_with_what_mends_it_and_that_mends_it(
 
     (out / "img_emb/img_emb_000009.npy").unlink(missing_ok=True)
     marker = out / "_done/000/000002.json"
-    if marker.is_dir():
+    if "makes it again" in remedy:
+        assert retry_rank(out, forced=(2,)) == [Goal(2, 1)]
+    elif marker.is_dir():
         marker.rmdir()
-    elif harm is not add_a_file:
-        marker.unlink(missing_ok=True)
+    elif "remove it and run" in remedy:
+        marker.unlink()
     run_rank(out, NUM_UNITS)
+    assert verify(out).problems == []
     assert verify(out).ok
     assert tree(out) == tree(finished)
 
