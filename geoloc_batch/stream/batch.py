@@ -42,11 +42,11 @@ class Filling:
     pixels: Tensor
     samples: list[Sample] = field(default_factory=list)
     num_written: int = 0
+    rows: npt.NDArray[np.uint8] = field(init=False)
+    """[B, S, S, 3], the pixels as they lie in memory."""
 
-    @property
-    def rows(self) -> npt.NDArray[np.uint8]:
-        """[B, S, S, 3], the pixels as they lie in memory."""
-        return self.pixels.permute(0, 2, 3, 1).numpy()
+    def __post_init__(self) -> None:
+        self.rows = self.pixels.permute(0, 2, 3, 1).numpy()
 
 
 def new_ring(num_batches: int, batch_size: int, side: int, *, pin_memory: bool) -> list[Tensor]:

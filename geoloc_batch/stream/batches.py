@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from threading import Lock, Thread
+
+import torch
 
 from geoloc_batch.cpus import usable_cpus
 from geoloc_batch.errors import DecodeError
@@ -26,6 +27,7 @@ from geoloc_batch.stream.decode import photo_pixels
 from geoloc_batch.stream.exchange import Exchange, StoppedError
 from geoloc_batch.stream.interrupt import Interrupt
 from geoloc_batch.stream.samples import UnitReader
+from geoloc_batch.stream.stats import StreamStats
 
 __all__ = ["Batch", "BatchStream", "StreamStats"]
 
@@ -36,30 +38,6 @@ MAX_WAITING_PER_THREAD = 16
 """The same, counted: small photos need not wait in thousands for the reader to stay ahead."""
 
 _JOIN_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStats:
-    """What the stream has done so far, and what stands in it now."""
-
-    read_busy_s: float
-    """Seconds that the reader was reading, waits for room left out."""
-    decode_busy_s: float
-    """Seconds of decoding, resizing and packing, summed over the threads, waits left out."""
-    decode_threads: int
-    photos: int
-    """Photos packed or refused."""
-    bytes_read: int
-    """Bytes of the shards, passed over ones included."""
-    samples_queued: int
-    """Photos that wait for a decode thread."""
-    bytes_queued: int
-    batches_ready: int
-    """Batches that wait for the consumer."""
-    consumer_wait_s: float
-    """Seconds that the consumer waited: the stream was the slower side."""
-    ring_wait_s: float
-    """Seconds that decode threads waited for a free batch, summed: the consumer was the slower side."""
 
 
 class BatchStream:
@@ -104,6 +82,8 @@ class BatchStream:
         self._interrupt = Interrupt()
         self._reading: UnitReader | None = None
         self._bytes_of_ended = 0
+        # When the iteration began and ended.
+        self._began = self._ended = 0.0
         self._read_busy_s = 0.0
         # One cell a thread: no lock, no lost addition.
         self._decode_busy_s = [0.0] * self._num_threads
@@ -117,8 +97,11 @@ class BatchStream:
             Exception: what ended one of the threads, the units' own exceptions among it.
         """
         self._start()
-        while (item := self._exchange.next_item()) is not None:
-            yield item
+        try:
+            while (item := self._exchange.next_item()) is not None:
+                yield item
+        finally:
+            self._ended = self._ended or time.perf_counter()
 
     def close(self) -> None:
         """End the consumer's iteration, whatever it waits for, stop the threads and join them; may be called twice.
@@ -144,13 +127,18 @@ class BatchStream:
     def stats(self) -> StreamStats:
         """The stream's own measurements, at any time."""
         reading = self._reading
-        counts = self._exchange.counts()
+        counts = self._exchange.counts()._asdict()
+        seconds = (self._ended or time.perf_counter()) - self._began if self._began else 0.0
         return StreamStats(
+            seconds=seconds,
+            bytes_read=self._bytes_of_ended + (reading.bytes_read if reading is not None else 0),
+            decode_threads=self._num_threads,
             read_busy_s=self._read_busy_s,
             decode_busy_s=sum(self._decode_busy_s),
-            decode_threads=self._num_threads,
-            bytes_read=self._bytes_of_ended + (reading.bytes_read if reading is not None else 0),
-            **counts._asdict(),
+            memory_wait_s=self._budget.wait_s,
+            mean_samples_queued=counts.pop("samples_queued_area_s") / max(seconds, 1e-9),
+            mean_batches_ready=counts.pop("batches_ready_area_s") / max(seconds, 1e-9),
+            **counts,
         )
 
     def _start(self) -> None:
@@ -161,6 +149,7 @@ class BatchStream:
             for number in range(self._num_threads):
                 name = f"geoloc-decode-{number}"
                 self._threads.append(Thread(target=self._guarded, args=(self._decode, number), name=name, daemon=True))
+            self._began = time.perf_counter()
             for thread in self._threads:
                 thread.start()
 
@@ -206,24 +195,31 @@ class BatchStream:
 
     def _decode(self, number: int) -> None:
         """One decode thread."""
-        config = self._config
-        while True:
-            photo = self._exchange.take_photo()
-            started = time.perf_counter()
-            waited = 0.0
-            try:
-                pixels = photo_pixels(
-                    photo.data,
-                    self._side,
-                    apply_orientation=config.apply_orientation,
-                    max_pixels=config.max_pixels,
-                    budget=self._budget,
-                )
-            except Exception as error:
-                self._exchange.refuse(photo, _row_error(photo.sample, error))
-            else:
-                waited = self._exchange.pack(photo, pixels)
-            self._decode_busy_s[number] += time.perf_counter() - started - waited
+        # Without what autograd notes of each tensor; nothing made here leaves the thread but bytes.
+        with torch.inference_mode():
+            while True:
+                self._decode_next(number)
+
+    def _decode_next(self, number: int) -> None:
+        config, exchange = self._config, self._exchange
+        photo = exchange.take_photo()
+        started = time.perf_counter()
+        waited = -self._budget.own_wait_s
+        try:
+            pixels = photo_pixels(
+                photo.data,
+                self._side,
+                fast=config.fast_decode,
+                apply_orientation=config.apply_orientation,
+                max_pixels=config.max_pixels,
+                budget=self._budget,
+            )
+        except Exception as error:
+            exchange.refuse(photo, _row_error(photo.sample, error))
+        else:
+            waited += exchange.pack(photo, pixels)
+        waited += self._budget.own_wait_s
+        self._decode_busy_s[number] += time.perf_counter() - started - waited
 
 
 def _row_error(sample: Sample, error: Exception) -> RowError:

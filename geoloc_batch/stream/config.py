@@ -13,6 +13,9 @@ class StreamConfig:
 
     decode_threads: int = 0
     """Threads that decode and resize; 0 takes the CPUs this process may use, less one when there are more than two."""
+    fast_decode: bool = False
+    """Decode JPEGs that are at least twice too large at 1/2, 1/4 or 1/8 of their size: 1.3 (of 1 megapixel) to 2.4 (of
+    12) times as many photos a second. Changes pixels by 0.3 to 3 levels of 255 on average, so features differ."""
     apply_orientation: bool = False
     """Turn photos as their EXIF orientation says. Off, as CLIP's own preprocessing has it."""
     max_pixels: int = 180_000_000

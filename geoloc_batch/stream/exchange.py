@@ -17,6 +17,7 @@ from torch import Tensor
 
 from geoloc_batch.records import RowError, Sample, Unit, UnitEnd, UnitError
 from geoloc_batch.stream.batch import Batch, Filling, new_ring
+from geoloc_batch.stream.stats import Counts, Depth
 
 MAX_ENDS_AHEAD = 64
 """Units that the reader may end before the consumer has heard of the first."""
@@ -44,22 +45,8 @@ class WaitingPhoto(NamedTuple):
     progress: UnitProgress
     sample: Sample
     data: bytes
-
-    @property
-    def cost(self) -> int:
-        """Bytes that it counts for."""
-        return len(self.data) + len(self.sample.meta)
-
-
-class Counts(NamedTuple):
-    """See StreamStats."""
-
-    photos: int
-    samples_queued: int
-    bytes_queued: int
-    batches_ready: int
-    consumer_wait_s: float
-    ring_wait_s: float
+    cost: int
+    """Bytes that it counts for."""
 
 
 class Exchange:
@@ -94,26 +81,27 @@ class Exchange:
         self._is_finished = False
         self._failure: BaseException | None = None
         self._num_photos = 0
-        self._consumer_wait_s = 0.0
-        self._ring_wait_s = 0.0
+        self._samples_queued, self._batches_ready = Depth(), Depth()
+        self._pack_busy_s = self._room_wait_s = self._photo_wait_s = self._ring_wait_s = self._consumer_wait_s = 0.0
 
     # The reader's side.
 
     def begin_unit(self, unit: Unit) -> UnitProgress:
         """Start on a unit; waits while the consumer is many units behind."""
         with self._lock:
-            self._wait(self._room, lambda: self._num_ends_ahead < MAX_ENDS_AHEAD)
+            self._room_wait_s += self._wait(self._room, lambda: self._num_ends_ahead < MAX_ENDS_AHEAD)
         return UnitProgress(unit)
 
     def put_photo(self, progress: UnitProgress, sample: Sample, data: bytes) -> None:
         """Queue a photo; waits for room. One that is larger than the room goes in alone."""
-        photo = WaitingPhoto(progress, sample, data)
+        cost = len(data) + len(sample.meta)
         with self._lock:
-            if not self._has_room(photo.cost):
+            if not self._has_room(cost):
                 # Then wait for half of it: a reader that is woken for each photo costs the decoders a tenth.
-                self._wait(self._room, lambda: self._is_half_empty() and self._has_room(photo.cost))
-            self._waiting.append(photo)
-            self._waiting_bytes += photo.cost
+                self._room_wait_s += self._wait(self._room, lambda: self._is_half_empty() and self._has_room(cost))
+            self._waiting.append(WaitingPhoto(progress, sample, data, cost))
+            self._waiting_bytes += cost
+            self._samples_queued.add(1)
             self._num_in_flight += 1
             progress.num_in_flight += 1
             self._work.notify()
@@ -153,8 +141,9 @@ class Exchange:
     def take_photo(self) -> WaitingPhoto:
         """The photo that has waited longest."""
         with self._lock:
-            self._wait(self._work, lambda: bool(self._waiting))
+            self._photo_wait_s += self._wait(self._work, lambda: bool(self._waiting))
             photo = self._waiting.popleft()
+            self._samples_queued.add(-1)
             self._waiting_bytes -= photo.cost
             if self._is_half_empty():
                 self._room.notify()
@@ -166,9 +155,8 @@ class Exchange:
         Returns:
             Seconds of waiting.
         """
-        started = time.perf_counter()
         with self._lock:
-            self._wait(self._buffers, lambda: self._filling is not None or bool(self._free))
+            waited = self._wait(self._buffers, lambda: self._filling is not None or bool(self._free))
             if self._filling is None:
                 self._filling = Filling(self._free.pop())
             filling = self._filling
@@ -176,11 +164,13 @@ class Exchange:
             filling.samples.append(photo.sample)
             if row + 1 == self._batch_size:
                 self._filling = None
-            waited = time.perf_counter() - started
             self._ring_wait_s += waited
+        started = time.perf_counter()
         # Through numpy: torch would start its own threads for a copy of this size, in every decode thread.
         np.copyto(filling.rows[row], pixels_3SS.permute(1, 2, 0).numpy())
+        packed = time.perf_counter() - started
         with self._lock:
+            self._pack_busy_s += packed
             filling.num_written += 1
             if filling.num_written == self._batch_size:
                 self._hand_over(filling)
@@ -209,6 +199,8 @@ class Exchange:
             if isinstance(item, UnitEnd):
                 self._num_ends_ahead -= 1
                 self._room.notify_all()
+            else:
+                self._batches_ready.add(-1)
             return item
 
     # Everybody's side.
@@ -231,11 +223,16 @@ class Exchange:
         with self._lock:
             return Counts(
                 photos=self._num_photos,
-                samples_queued=len(self._waiting),
+                samples_queued=self._samples_queued.now,
                 bytes_queued=self._waiting_bytes,
-                batches_ready=len(self._out) - self._num_ends_ahead,
-                consumer_wait_s=self._consumer_wait_s,
+                batches_ready=self._batches_ready.now,
+                samples_queued_area_s=self._samples_queued.area_s(),
+                batches_ready_area_s=self._batches_ready.area_s(),
+                pack_busy_s=self._pack_busy_s,
+                room_wait_s=self._room_wait_s,
+                photo_wait_s=self._photo_wait_s,
                 ring_wait_s=self._ring_wait_s,
+                consumer_wait_s=self._consumer_wait_s,
             )
 
     # Below, the lock is held.
@@ -247,10 +244,17 @@ class Exchange:
     def _is_half_empty(self) -> bool:
         return 2 * self._waiting_bytes <= self._max_waiting_bytes and 2 * len(self._waiting) <= self._max_waiting_photos
 
-    def _wait(self, condition: Condition, is_met: Callable[[], bool]) -> None:
-        condition.wait_for(lambda: self._is_stopped or is_met())
+    def _wait(self, condition: Condition, is_met: Callable[[], bool]) -> float:
+        """Seconds waited."""
+        waited = 0.0
+        # Asked first, for it is met nearly always, and the rest takes longer than all else that a photo needs here.
+        if not is_met():
+            started = time.perf_counter()
+            condition.wait_for(lambda: self._is_stopped or is_met())
+            waited = time.perf_counter() - started
         if self._is_stopped:
             raise StoppedError
+        return waited
 
     def _settle(self, progress: UnitProgress) -> None:
         self._num_photos += 1
@@ -281,4 +285,5 @@ class Exchange:
                     self._buffers.notify_all()
 
         self._out.append(Batch(filling.pixels, tuple(filling.samples), give_back))
+        self._batches_ready.add(1)
         self._ready.notify()

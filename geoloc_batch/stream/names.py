@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -36,8 +38,16 @@ class MemberName(NamedTuple):
         return not self.stem
 
 
+_name: Callable[[tuple[str, str, str]], MemberName] = partial(tuple.__new__, MemberName)
+"""MemberName(...) in half the time."""
+
+
 def member_name(path: str) -> MemberName:
     """Take a member's path apart."""
+    stem, _, extension = path.rpartition(".")
+    if stem and "." not in stem and "/" not in stem and "/" not in extension:
+        # Nearly every name, taken apart in half the time.
+        return _name((stem, extension.lower(), stem))
     slash = path.rfind("/") + 1
     # A dot at the start hides a file, it ends no stem. macOS adds "._NAME" to each NAME that has attributes.
     first = slash

@@ -5,15 +5,17 @@ A photo's json may stand before or after it, so photos wait until the members th
 
 from __future__ import annotations
 
-import errno
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from geoloc_batch.errors import DamageError
 from geoloc_batch.records import RowError, Sample, Unit, UnitError
 from geoloc_batch.stream.interrupt import Interrupt
-from geoloc_batch.stream.names import MemberName, key_digest, member_name
-from geoloc_batch.stream.source import Source, open_source
+from geoloc_batch.stream.names import META_EXTENSION, key_digest, member_name
+from geoloc_batch.stream.opening import is_lasting, open_unit
+from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS
+from geoloc_batch.stream.source import Source
 from geoloc_batch.stream.tar import Member, TarReader
 
 MAX_PHOTO_BYTES = 1 << 30
@@ -22,8 +24,6 @@ MAX_META_BYTES = 1 << 20
 """A photo with a larger json becomes an error row, the json unread."""
 MAX_GROUP_BYTES = 1 << 28
 """Photos that wait for a json of their group; beyond this they go on without it."""
-
-_LASTING = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 Item = tuple[Sample, bytes] | RowError
 
@@ -64,7 +64,10 @@ class UnitReader:
         self.unit_error: UnitError | None = None
         """Set when the unit could not be read to its end."""
         self._unit = unit
+        self._shard = unit.shard
+        self._max_photos = math.inf if unit.max_rows is None else unit.max_rows
         self._source: Source | None = None
+        self._told_at_opening: tuple[str, ...] = ()
         self._tar: TarReader | None = None
         self._interrupt = interrupt or Interrupt()
         self._seen: set[bytes] = set()
@@ -79,7 +82,7 @@ class UnitReader:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was odd."""
-        told = list(self._tar.warnings) if self._tar else []
+        told = [*self._told_at_opening, *(self._tar.warnings if self._tar else ())]
         if self._num_lone_metas:
             told.append(f"{self._num_lone_metas} json stand apart from any photo of their name")
         if self._num_late_metas:
@@ -93,11 +96,10 @@ class UnitReader:
         """Give (sample, bytes) or a row error for each photo, in order; damage ends it and sets unit_error."""
         shard = self._unit.shard
         try:
-            self._source = open_source(self._unit.source, start=self._unit.start, interrupt=self._interrupt)
+            self._source, self._told_at_opening = open_unit(self._unit, self._interrupt)
         except OSError as error:
-            is_retryable = error.errno not in _LASTING
             message = f"cannot be opened: {error.strerror or error}"
-            self.unit_error = UnitError(shard, message, -1, self._unit.num_bytes or None, is_retryable)
+            self.unit_error = UnitError(shard, message, -1, self._unit.num_bytes or None, not is_lasting(error))
             return
         try:
             self._tar = TarReader(self._source, stop=self._unit.stop)
@@ -118,15 +120,18 @@ class UnitReader:
             for member in tar:
                 # A file's reading waits for nothing, yet may take long where it holds no photos.
                 self._interrupt.check()
-                name = member_name(member.name)
-                if name.is_ignored:
+                stem, extension, group_name = member_name(member.name)
+                if not stem:
                     continue
-                if name.group != group.name:
+                if group_name != group.name:
                     yield from self._settled(group, is_whole=True)
-                    group = _Group(name.group)
-                    if self._is_full:
+                    group = _Group(group_name)
+                    if self.num_photos >= self._max_photos:
                         return
-                self._add(tar, member, name, group)
+                if extension in IMAGE_EXTENSIONS:
+                    self._add_photo(tar, member, stem, group)
+                elif extension == META_EXTENSION:
+                    self._add_meta(tar, member, stem, group)
                 if group.num_bytes > MAX_GROUP_BYTES:
                     yield from self._settled(group, is_whole=False)
         except DamageError:
@@ -135,28 +140,24 @@ class UnitReader:
             raise
         yield from self._settled(group, is_whole=True)
 
-    @property
-    def _is_full(self) -> bool:
-        return self._unit.max_rows is not None and self.num_photos >= self._unit.max_rows
+    def _add_photo(self, tar: TarReader, member: Member, stem: str, group: _Group) -> None:
+        group.has_photos = True
+        if self.num_photos >= self._max_photos:
+            return
+        digest = key_digest(stem)
+        problem = self._refusal(member, digest)
+        data = b"" if problem else tar.read()
+        group.photos.append(_Waiting(self._unit.first_row + self.num_photos, stem, data, problem))
+        group.num_bytes += len(data)
+        self._seen.add(digest)
+        self.num_photos += 1
 
-    def _add(self, tar: TarReader, member: Member, name: MemberName, group: _Group) -> None:
-        if name.is_photo:
-            group.has_photos = True
-            if self._is_full:
-                return
-            digest = key_digest(name.stem)
-            problem = self._refusal(member, digest)
-            data = b"" if problem else tar.read()
-            group.photos.append(_Waiting(self._unit.first_row + self.num_photos, name.stem, data, problem))
-            group.num_bytes += len(data)
-            self._seen.add(digest)
-            self.num_photos += 1
-        elif name.is_meta:
-            is_readable = not member.problem and member.size <= MAX_META_BYTES
-            group.metas[name.stem] = tar.read() if is_readable else None
-            group.num_bytes += member.size if is_readable else 0
-            if group.is_overfull and all(photo.stem != name.stem for photo in group.photos):
-                self._num_late_metas += name.stem == group.name or key_digest(name.stem) in self._seen
+    def _add_meta(self, tar: TarReader, member: Member, stem: str, group: _Group) -> None:
+        is_readable = not member.problem and member.size <= MAX_META_BYTES
+        group.metas[stem] = tar.read() if is_readable else None
+        group.num_bytes += member.size if is_readable else 0
+        if group.is_overfull and all(photo.stem != stem for photo in group.photos):
+            self._num_late_metas += stem == group.name or key_digest(stem) in self._seen
 
     def _refusal(self, member: Member, digest: bytes) -> str:
         if digest in self._seen:
@@ -165,23 +166,26 @@ class UnitReader:
             return f"the photo has {member.size} bytes, more than {MAX_PHOTO_BYTES}"
         return member.problem
 
-    def _settled(self, group: _Group, *, is_whole: bool) -> Iterator[Item]:
+    def _settled(self, group: _Group, *, is_whole: bool) -> list[Item]:
         """The photos that waited, with their json. What is no longer needed of the group is dropped."""
+        items: list[Item] = []
+        photos, metas, shard = group.photos, group.metas, self._shard
         # The last photo waits on, for its own json is likely to come next.
-        num_ready = len(group.photos) if is_whole else len(group.photos) - 1
-        photos, group.photos = group.photos[:num_ready], group.photos[num_ready:]
+        group.photos = [] if is_whole else photos[-1:]
+        del photos[len(photos) - len(group.photos) :]
         for photo in photos:
-            meta = group.metas.get(photo.stem, group.metas.get(group.name, b""))
+            meta = metas.get(photo.stem, metas.get(group.name, b""))
             problem = photo.problem
             if meta is None and not problem:
                 problem = f"its json cannot be used: it is sparse or has more than {MAX_META_BYTES} bytes"
             if problem:
-                yield RowError(photo.stem, self._unit.shard, photo.row, "read", problem, retryable=False)
+                items.append(RowError(photo.stem, shard, photo.row, "read", problem, retryable=False))
             else:
-                yield Sample(self._unit, self._unit.shard, photo.row, photo.stem, meta or b""), photo.data
+                items.append((Sample(self._unit, shard, photo.row, photo.stem, meta or b""), photo.data))
         if is_whole:
-            self._num_lone_metas += bool(group.metas) and not group.has_photos
+            self._num_lone_metas += bool(metas) and not group.has_photos
         else:
             group.is_overfull = True
             group.metas = {stem: meta for stem, meta in group.metas.items() if stem == group.name}
             group.num_bytes = sum(len(photo.data) for photo in group.photos)
+        return items

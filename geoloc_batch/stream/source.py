@@ -14,19 +14,19 @@ import stat
 import zlib
 from typing import Protocol
 
+from geoloc_batch.stream.download import HttpStream
 from geoloc_batch.stream.gunzip import GZIP_MAGIC, Gunzip
 from geoloc_batch.stream.interrupt import Interrupt
 from geoloc_batch.stream.streams import ByteStream, PipeStream, PlainStream
-from geoloc_batch.stream.web import HttpStream, is_http
+from geoloc_batch.stream.web import is_http
 
 FILE_BLOCK = 4096
 """Bytes that are read of a file at least."""
 
-STREAM_BLOCK = 1 << 20
-"""Bytes per read of a stream."""
-
-_PACKED_BLOCK = 1 << 16
-"""Bytes per read of a compressed stream: deflate can unpack them to a thousand times as many."""
+STREAM_BLOCK = 1 << 16
+"""Bytes per read of a stream, at most. With 1 MB the reader of a server's shard works three times as long: so much is
+allocated however little comes, and what a `take` leaves is copied. Deflate may unpack them to a thousand times as many.
+"""
 
 
 class SourceError(Exception):
@@ -46,7 +46,11 @@ class Source(Protocol):
     """Length of the shard, None where it is not known."""
     is_remote: bool
     """Whether a missing end may be the transport's fault."""
-    warnings: list[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd so far."""
+        ...
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes; fewer only at the end. Raises SourceError."""
@@ -87,36 +91,39 @@ class FileSource:
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes, fewer only at the end of the file."""
-        if self._at + size > len(self._buffer):
+        at = self._at
+        end = at + size
+        if end > len(self._buffer):
             size = max(0, min(size, self._end - self.offset))
             if size > FILE_BLOCK:
                 data = self._read(size, self.offset)
                 self._buffer, self._at = b"", 0
                 self.offset += size
                 return data
-            self._buffer, self._at = self._read(min(FILE_BLOCK, self._end - self.offset), self.offset), 0
-        at = self._at
-        self._at += size
+            self._buffer = self._read(min(FILE_BLOCK, self._end - self.offset), self.offset)
+            at, end = 0, size
+        self._at = end
         self.offset += size
-        return self._buffer[at : at + size]
+        return self._buffer[at:end]
 
     def _read(self, size: int, position: int) -> bytes:
         """Exactly so many bytes, which the file had when it was opened."""
-        data = self._pread(size, position)
+        data = b""
         # One call gives at most 2 GB, and some network file systems give less than they could.
         while len(data) < size:
-            data += self._pread(size - len(data), position + len(data))
+            try:
+                part = os.pread(self._fd, size - len(data), position + len(data))
+            except OSError as error:
+                raise SourceError(f"reading failed: {error}", retryable=True) from error
+            if not part:
+                now = os.fstat(self._fd).st_size
+                raise SourceError(f"the file shrank from {self._end} to {now} bytes while it was read", retryable=True)
+            data = data + part if data else part
         return data
 
-    def _pread(self, size: int, position: int) -> bytes:
-        try:
-            data = os.pread(self._fd, size, position)
-        except OSError as error:
-            raise SourceError(f"reading failed: {error}", retryable=True) from error
-        if size > 0 and not data:
-            now = os.fstat(self._fd).st_size
-            raise SourceError(f"the file shrank from {self._end} to {now} bytes while it was read", retryable=True)
-        return data
+    def peek(self, size: int, position: int) -> bytes:
+        """Bytes at any place, fewer only at the end of the file; the next `take` is not moved by it."""
+        return self._read(max(0, min(size, self._end - position)), position)
 
     def skip(self, size: int) -> int:
         """Pass over bytes without reading them."""
@@ -137,13 +144,18 @@ class StreamSource:
 
     def __init__(self, stream: ByteStream) -> None:
         self.offset = 0
-        self.warnings: list[str] = []
         self.is_remote = stream.is_remote
         self.num_bytes: int | None = stream.num_bytes
         self._stream = stream
         self._unpack: Gunzip | None = None
         self._buffer = b""
         self._is_begun = False
+        self._oddities: list[str] = []
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd about the transport, and about gzip."""
+        return [*self._stream.warnings, *self._oddities]
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes, fewer only at the end of the stream."""
@@ -169,17 +181,18 @@ class StreamSource:
         self._stream.close()
 
     def _more(self) -> bytes:
-        block = _PACKED_BLOCK if self._unpack else STREAM_BLOCK
-        part = self._read(block) if self._is_begun else self._begin()
+        part = self._read(STREAM_BLOCK) if self._is_begun else self._begin()
         return self._unpacked(part) if self._unpack else part
 
     def _begin(self) -> bytes:
         self._is_begun = True
         head = b""
-        while len(head) < len(GZIP_MAGIC) and (part := self._read(_PACKED_BLOCK)):
+        while len(head) < len(GZIP_MAGIC) and (part := self._read(STREAM_BLOCK)):
             head += part
+        # A server that was asked twice for the beginning may have answered otherwise the second time.
+        self.num_bytes, self.is_remote = self._stream.num_bytes, self._stream.is_remote
         if head.startswith(GZIP_MAGIC):
-            self._unpack = Gunzip(self.warnings)
+            self._unpack = Gunzip(self._oddities)
             # The length is that of the packed bytes, positions count the unpacked ones.
             self.num_bytes = None
         return head
@@ -199,7 +212,7 @@ class StreamSource:
                     return self._unpack.finish()
                 if data := self._unpack.feed(packed):
                     return data
-                packed = self._read(_PACKED_BLOCK)
+                packed = self._read(STREAM_BLOCK)
         except (zlib.error, EOFError) as error:
             is_cut = isinstance(error, EOFError)
             raise SourceError(f"damaged gzip: {error}", retryable=is_cut and self.is_remote) from error

@@ -1,4 +1,4 @@
-"""Streams: the output of a `pipe:` command, a file that is read front to back. For http(s) see web.
+"""Streams: the output of a `pipe:` command, a file that is read front to back. For http(s) see download.
 
 They raise OSError when the transport fails, also where what came over looked whole: a command that ends with an error,
 a connection that closed before the length the server had promised. An Interrupt ends each wait.
@@ -10,10 +10,20 @@ import os
 import select
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from typing import Protocol
 
+from geoloc_batch.stream.backoff import Backoff
 from geoloc_batch.stream.interrupt import POLL_S, Interrupt
+
+COMMAND_TRIES = 3
+"""How often a command is run that fails before it gave anything."""
+COMMAND_STALL_TIMEOUT_S = 600.0
+"""A command that writes nothing for this long is given up. It may have to fetch what it writes from a slow archive."""
+
+# What sh says of a command that it cannot run, or does not find.
+_NO_COMMAND = frozenset({126, 127})
 
 
 class ByteStream(Protocol):
@@ -23,6 +33,11 @@ class ByteStream(Protocol):
     """Length where the sender told it, None otherwise."""
     is_remote: bool
     """Whether a missing end may be the transport's fault."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd about the transport so far."""
+        ...
 
     def read(self, size: int) -> bytes:
         """Bytes as they come, b"" at the end. Raises OSError for a fault of the transport, and when interrupted."""
@@ -46,6 +61,7 @@ class PlainStream:
 
     def __init__(self, fd: int, num_bytes: int | None, interrupt: Interrupt) -> None:
         self.num_bytes = num_bytes
+        self.warnings: list[str] = []
         self._fd = fd
         self._interrupt = interrupt
 
@@ -67,6 +83,9 @@ class PlainStream:
 class PipeStream:
     """What `sh -c COMMAND` writes to its standard output.
 
+    A command that fails before it has written anything is run again, after a wait. Once something was handed on there
+    is no second run: nobody knows whether it would write the same.
+
     The command leads a process group of its own, so that close ends whatever it started; if this process is killed,
     the group's guard does.
     """
@@ -77,10 +96,42 @@ class PipeStream:
     def __init__(self, command: str, interrupt: Interrupt) -> None:
         self._command = command
         self._interrupt = interrupt
+        self._backoff = Backoff(interrupt, max_tries=COMMAND_TRIES)
+        self._last_fault = ""
+        self._has_begun = False
+        self._start()
+
+    @property
+    def warnings(self) -> list[str]:
+        """That the command had to be run again."""
+        runs = self._backoff.num_retries + 1
+        return [f"the command was run {runs} times, the one before the last {self._last_fault}"] if runs > 1 else []
+
+    def read(self, size: int) -> bytes:
+        """Bytes as they come; at the end, OSError if the command failed."""
+        while not (data := self._next(size)) and (status := self._status()) != 0:
+            fault = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            self.close()
+            if self._has_begun or status in _NO_COMMAND or not self._backoff.wait():
+                times = f", as in {self._backoff.num_retries} runs before" if self._backoff.num_retries else ""
+                raise OSError(f"the command of pipe:{self._command} {fault}{times}")
+            self._last_fault = fault
+            self._start()
+        self._has_begun = True
+        return data
+
+    def close(self) -> None:
+        """Kill the command and what it started, and collect it."""
+        if not self._output.closed:
+            self._kill_group()
+            self._output.close()
+            self._process.wait()
+
+    def _start(self) -> None:
         self._guard = _Guard()
         try:
             self._process = subprocess.Popen(
-                ["sh", "-c", command],
+                ["sh", "-c", self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 bufsize=0,
@@ -93,32 +144,29 @@ class PipeStream:
         assert self._process.stdout is not None
         self._output = self._process.stdout
 
-    def read(self, size: int) -> bytes:
-        """Bytes as they come; at the end, OSError if the command failed."""
-        self._interrupt.wait_until_ready(self._output.fileno(), select.POLLIN)
-        data: bytes = self._output.read(size) or b""
-        if not data and (status := self._status()) != 0:
-            reason = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
-            raise OSError(f"the command of pipe:{self._command} {reason}")
-        return data
-
-    def close(self) -> None:
-        """Kill the command and what it started, and collect it."""
-        if not self._output.closed:
-            self._kill_group()
-            self._output.close()
-            self._process.wait()
+    def _next(self, size: int) -> bytes:
+        try:
+            self._interrupt.wait_until_ready(self._output.fileno(), select.POLLIN, COMMAND_STALL_TIMEOUT_S)
+        except TimeoutError:
+            raise self._stalled("wrote nothing") from None
+        return self._output.read(size) or b""
 
     def _status(self) -> int:
         """Wait for the command, which may go on after it has closed its output."""
         if self._process.returncode is None:
+            end = time.monotonic() + COMMAND_STALL_TIMEOUT_S
             while self._process.returncode is None:
                 self._interrupt.check()
+                if time.monotonic() > end:
+                    raise self._stalled("closed its output and did not end")
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(POLL_S)
             # At once, before another group can get its number.
             self._kill_group()
         return self._process.returncode
+
+    def _stalled(self, what: str) -> OSError:
+        return OSError(f"the command of pipe:{self._command} {what} for {COMMAND_STALL_TIMEOUT_S:g} s")
 
     def _kill_group(self) -> None:
         if self._guard.is_open:

@@ -11,7 +11,8 @@ it, for then the end is a zeroed stretch in the middle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from geoloc_batch.errors import DamageError
@@ -28,6 +29,7 @@ from geoloc_batch.stream.tar_header import (
     WITHOUT_DATA,
     Header,
     HeaderError,
+    PlainHeaders,
     looks_like,
     parse_header,
     parse_pax,
@@ -54,6 +56,10 @@ class Member(NamedTuple):
     """Why it cannot be read although the archive is whole, "" where it can."""
 
 
+_member: Callable[[tuple[str, int, int, str]], Member] = partial(tuple.__new__, Member)
+"""Member(...) in half the time."""
+
+
 class TarReader:
     """The members of one archive, in order.
 
@@ -66,6 +72,7 @@ class TarReader:
         self.has_global_header = False
         """Whether a PAX header for all later members was met: such an archive cannot be read from the middle."""
         self._source = source
+        self._plain_headers = PlainHeaders()
         self._stop = stop
         # First byte that belongs to no member given so far: where a damage is said to begin.
         self._start = source.offset
@@ -131,11 +138,22 @@ class TarReader:
 
     def _next_member(self) -> Member | None:
         while True:
-            self.skip()
-            self._start = self._source.offset
+            if self._data_left:
+                self.skip()
+            padding, self._padding_left = self._padding_left, 0
+            self._start = self._source.offset + padding
             if self._stop is not None and self._start >= self._stop:
+                self._source.skip(padding)
                 return None
-            header = self._first_header()
+            # The padding comes along with the header: a call less for each member.
+            block = self._source.take(padding + BLOCK)[padding:]
+            if len(block) < BLOCK:
+                self._start = self._source.offset - len(block)
+            if (plain := self._plain_headers.read(block)) and not self._global:
+                self._name, self._data_left = name, size = plain
+                self._padding_left = -size % BLOCK
+                return _member((name, size, self._start, ""))
+            header = self._first_header(block)
             if header is None:
                 return None
             pax: dict[str, str] = {}
@@ -189,15 +207,14 @@ class TarReader:
             raise self._cut("inside an extended header")
         return data
 
-    def _first_header(self) -> Header | None:
+    def _first_header(self, block: bytes) -> Header | None:
         """The header at a member's border, None at the end of the archive."""
-        block: bytes | None = self._source.take(BLOCK)
         if block == _ZEROS:
-            block = self._behind_zeros()
-            if block is None:
+            behind = self._behind_zeros()
+            if behind is None:
                 return None
+            block = behind
             self._start = self._source.offset - BLOCK
-        assert block is not None
         if not block and self._start == 0:
             raise self._damage("the shard is empty (0 bytes)", is_retryable=self._source.is_remote)
         if not block:
@@ -212,7 +229,9 @@ class TarReader:
     def _checked(self, block: bytes) -> Header:
         if len(block) < BLOCK and self._source.offset > BLOCK:
             raise self._cut(f"inside a header, {len(block)} of {BLOCK} bytes are there")
-        return parse_header(block)
+        header = parse_header(block)
+        self._plain_headers.learn(block)
+        return header
 
     def _behind_zeros(self) -> bytes | None:
         """After one block of zeros: the first header of a concatenated archive, None at the end of the file."""

@@ -5,11 +5,13 @@ Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header";
 
 from __future__ import annotations
 
-import zlib
 from typing import NamedTuple
+from zlib import adler32
 
 BLOCK = 512
 REGULAR = frozenset(b"\0" + b"07")
+PLAIN = ord("0"), ord("7")
+"""The regular ones that are no folder whatever their name."""
 LINKS = frozenset(b"12")
 WITHOUT_DATA = frozenset(b"123456")
 """Links, devices, folders and queues: their size field counts no bytes of the archive."""
@@ -66,7 +68,7 @@ def _check_sum(block: bytes) -> None:
     except HeaderError:
         raise HeaderError("its checksum cannot be read") from None
     # The checksum's own eight bytes count as spaces.
-    total = _byte_sum(block[:256]) + _byte_sum(block[256:]) - _byte_sum(block[148:156]) + 256
+    total = _byte_sum(block[:148]) + _byte_sum(block[156:256]) + _byte_sum(block[256:]) + 256
     if stored == total:
         return
     # Some old tars summed the bytes as signed ones.
@@ -76,7 +78,39 @@ def _check_sum(block: bytes) -> None:
 
 def _byte_sum(data: bytes) -> int:
     """sum() of at most 256 bytes, in a tenth of its time: Adler's lower half is the sum modulo 65521, RFC 1950."""
-    return zlib.adler32(data, 0) & 0xFFFF
+    return adler32(data, 0) & 0xFFFF
+
+
+class PlainHeaders:
+    """Reads the headers of plain files in half the time, by what they share with one before.
+
+    Behind name, mode, owner, size and time the headers of an archive's files are mostly equal: type, owner's name,
+    zeros. Nothing is taken on trust: each checksum is compared with the sum of all bytes.
+    """
+
+    def __init__(self) -> None:
+        # None differs from the tail of every block, a cut one's among them.
+        self._tail: bytes | None = None
+        self._tail_sum = 0
+
+    def read(self, block: bytes) -> tuple[str, int] | None:
+        """Name and size that parse_header would give for a plain file; None where it has to be asked."""
+        if block[156:] != self._tail:
+            return None
+        try:
+            stored = int(block[148:156].partition(b"\0")[0], 8)
+            size = int(block[124:136].partition(b"\0")[0], 8)
+        except ValueError:
+            return None
+        if stored != (adler32(block[:148], 0) & 0xFFFF) + self._tail_sum or size < 0:
+            return None
+        return block[:100].partition(b"\0")[0].decode("utf-8", "backslashreplace"), size
+
+    def learn(self, block: bytes) -> None:
+        """Take a header that parse_header has accepted as the pattern, if it is one of a plain file, without prefix."""
+        if block[156] in PLAIN and not block[345]:
+            self._tail = block[156:]
+            self._tail_sum = _byte_sum(block[156:256]) + _byte_sum(block[256:]) + 256
 
 
 def number(field: bytes, what: str) -> int:

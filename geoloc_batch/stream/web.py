@@ -1,4 +1,4 @@
-"""Shards on a server: http and https addresses, the body of one GET."""
+"""http and https: addresses, and one request to a server. For the body of a shard see download."""
 
 from __future__ import annotations
 
@@ -6,25 +6,46 @@ import errno
 import http.client
 import os
 import re
+import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from geoloc_batch.stream.interrupt import Interrupt
 
-OPEN_TRIES = 3
-RETRY_DELAY_S = 0.5
-"""Wait before the second try; it doubles with each further one."""
 STALL_TIMEOUT_S = 60.0
-"""A server that sends nothing for this long is given up."""
+"""A server that sends nothing for this long is taken for gone."""
 
-_GONE = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
-# What http.client lets through: its own errors, and ValueError where an answer holds numbers that are none.
-_FAULTS = (OSError, http.client.HTTPException, ValueError)
+FAULTS = (OSError, http.client.HTTPException, ValueError)
+"""What http.client lets through: its own errors, and ValueError where an answer holds numbers that are none."""
+
+_PASSING = frozenset({408, 425, 429})
+# By errno, opening tells what another run may find otherwise from what no run will.
+_ERRNO = {
+    **dict.fromkeys((400, 405, 410, 414), errno.EINVAL),
+    **dict.fromkeys((401, 402, 403, 407, 451), errno.EACCES),
+    404: errno.ENOENT,
+}
 _PATH_SAFE = "/%:@!$&'()*+,;="
+
+
+class RefusedError(OSError):
+    """Asking again at once is of no use."""
+
+
+class BusyError(OSError):
+    """The server answered a 5xx, 408, 425 or 429: it may answer otherwise soon."""
+
+    def __init__(self, words: str, retry_after_s: float) -> None:
+        super().__init__(words)
+        self.retry_after_s = retry_after_s
+        """How long it asks us to wait, 0 where it does not say."""
 
 
 def is_http(shard: str) -> bool:
@@ -62,42 +83,6 @@ def as_sent(url: str) -> str:
     return urlunsplit((parts.scheme, place, path, query, ""))
 
 
-class HttpStream:
-    """The body of one GET. Opening is tried three times with growing waits; a cut body is an OSError."""
-
-    def __init__(self, url: str, interrupt: Interrupt) -> None:
-        self._url = url
-        self._interrupt = interrupt
-        try:
-            self._response = _with_retries(lambda: _open(url, "GET", interrupt), url, interrupt)
-        except BaseException:
-            interrupt.unwatch()
-            raise
-        self.num_bytes: int | None = self._response.length
-        # A sender that told the length can prove that the shard itself, not the connection, is cut.
-        self.is_remote = self.num_bytes is None
-        self._num_read = 0
-
-    def read(self, size: int) -> bytes:
-        """Bytes as they come; at the end, OSError if fewer came than the server had promised."""
-        try:
-            data = self._response.read1(size)
-        except _FAULTS as error:
-            self._interrupt.check()
-            raise OSError(f"{self._url}: the connection failed after {self._num_read} bytes: {error!r}") from error
-        self._num_read += len(data)
-        if not data:
-            self._interrupt.check()
-            if self.num_bytes is not None and self._num_read < self.num_bytes:
-                raise OSError(f"{self._url}: the connection was cut after {self._num_read} of {self.num_bytes} bytes")
-        return data
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._response.close()
-        self._interrupt.unwatch()
-
-
 def head_num_bytes(url: str, *, timeout_s: float = 10.0) -> int:
     """Length of what an address holds, by one HEAD request; 0 where the server does not tell.
 
@@ -106,15 +91,66 @@ def head_num_bytes(url: str, *, timeout_s: float = 10.0) -> int:
     """
     interrupt = Interrupt()
     try:
-        with _open(url, "HEAD", interrupt, timeout_s=timeout_s) as response:
-            return max(0, int(response.headers.get("Content-Length") or 0))
-    except urllib.error.HTTPError as error:
-        error.close()
-        return 0
-    except (http.client.HTTPException, ValueError):
+        with ask(url, interrupt, method="HEAD", timeout_s=timeout_s) as answer:
+            return max(0, int(answer.headers.get("Content-Length") or 0))
+    except (BusyError, RefusedError, http.client.HTTPException, ValueError):
         return 0
     finally:
         interrupt.unwatch()
+
+
+def ask(
+    url: str,
+    interrupt: Interrupt,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> http.client.HTTPResponse:
+    """One request; redirections are followed.
+
+    Args:
+        url: as the user wrote it.
+        interrupt: ends the waiting; it watches the connection until told otherwise.
+        method: GET or HEAD.
+        headers: to be sent beside our own.
+        timeout_s: None for STALL_TIMEOUT_S.
+
+    Raises:
+        BusyError: the server is busy.
+        RefusedError: it answered anything else that is no success, or its certificate is not to be trusted.
+        OSError, http.client.HTTPException, ValueError: the connection failed, or what came over it is no http.
+    """
+    # Stored bytes are wanted as they are, whatever the server could pack on the way.
+    sent = {"User-Agent": "geoloc-batch", "Accept-Encoding": "identity", **(headers or {})}
+    request = urllib.request.Request(as_sent(url), method=method, headers=sent)
+    opener = urllib.request.build_opener(_HttpHandler(interrupt), _HttpsHandler(interrupt), _NoFtp())
+    try:
+        answer = opener.open(request, timeout=timeout_s or STALL_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        words = f"the server answered {error.code} {error.reason}"
+        if error.code >= 500 or error.code in _PASSING:
+            raise BusyError(words, _retry_after_s(error.headers)) from None
+        raise RefusedError(_ERRNO.get(error.code, errno.EIO), words) from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise RefusedError(errno.EACCES, str(error.reason)) from None
+        raise OSError(str(error.reason)) from None
+    assert isinstance(answer, http.client.HTTPResponse)
+    return answer
+
+
+def _retry_after_s(headers: Message) -> float:
+    """What the server asks us to wait: seconds, or a date, which is read by its own clock."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0
 
 
 class _HttpHandler(urllib.request.HTTPHandler):
@@ -143,7 +179,7 @@ class _NoFtp(urllib.request.FTPHandler):
     """urllib would follow a server that sends on to an ftp address, and wait there without an end."""
 
     def ftp_open(self, req: urllib.request.Request) -> NoReturn:
-        raise OSError(f"the server sent on to {req.full_url}, which is neither http nor https")
+        raise RefusedError(errno.EIO, f"the server sent on to {req.full_url}, which is neither http nor https")
 
 
 def _connection(
@@ -153,34 +189,3 @@ def _connection(
     # http.client's own hook for how a socket is made; TLS and proxies are built on top of it.
     connection._create_connection = interrupt.connect  # type: ignore[attr-defined]
     return connection
-
-
-def _open(url: str, method: str, interrupt: Interrupt, *, timeout_s: float | None = None) -> http.client.HTTPResponse:
-    # Stored bytes are wanted as they are, whatever the server could pack on the way.
-    headers = {"User-Agent": "geoloc-batch", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(as_sent(url), method=method, headers=headers)
-    opener = urllib.request.build_opener(_HttpHandler(interrupt), _HttpsHandler(interrupt), _NoFtp())
-    answer = opener.open(request, timeout=timeout_s or STALL_TIMEOUT_S)
-    assert isinstance(answer, http.client.HTTPResponse)
-    return answer
-
-
-def _with_retries(
-    attempt: Callable[[], http.client.HTTPResponse], url: str, interrupt: Interrupt
-) -> http.client.HTTPResponse:
-    # Its words alone: the error itself would keep the connection's halves alive in a cycle with this frame.
-    reason = ""
-    for number in range(OPEN_TRIES):
-        if number:
-            interrupt.sleep(RETRY_DELAY_S * 2 ** (number - 1))
-        try:
-            return attempt()
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in _GONE:
-                raise OSError(_GONE[error.code], f"the server answered {error.code} {error.reason}", url) from error
-            reason = str(error)
-        except _FAULTS as error:
-            reason = str(error)
-        interrupt.check()
-    raise OSError(f"{url} could not be opened in {OPEN_TRIES} tries: {reason}")

@@ -20,6 +20,7 @@ from geoloc_batch.records import Unit, UnitEnd
 from geoloc_batch.stream import batches as batches_module
 from geoloc_batch.stream import exchange as exchange_module
 from geoloc_batch.stream.batches import Batch, BatchStream
+from geoloc_batch.stream.budget import MemoryBudget
 from geoloc_batch.stream.config import StreamConfig
 from geoloc_batch.stream.decode import decode_photo, fit
 
@@ -359,6 +360,65 @@ def test_a_slow_photo_does_not_hold_the_others_up(tmp_path: Path, monkeypatch: p
         gate.set()
         last = [item for item in items if isinstance(item, Batch)]
         assert [sample.row for batch in last for sample in batch.samples] == [0]
+
+
+def test_a_photo_of_12_megapixels_does_not_stall_the_small_ones(tmp_path: Path) -> None:
+    large = jpeg(3024, 4032, quality=60)
+    members = [("large.jpg", large), *((f"{n:03d}.jpg", jpeg(seed=n)) for n in range(100))]
+    unit = unit_of(write_tar(tmp_path / "a.tar", members))
+    with BatchStream([unit], side=SIDE, batch_size=4, config=StreamConfig(decode_threads=2)) as stream:
+        keys = [sample.key for item in stream if isinstance(item, Batch) for sample in released(item).samples]
+    assert len(set(keys)) == 101
+    # The large one takes as long as a thousand small ones, and was begun before them all.
+    assert keys.index("large") > 40
+
+
+def test_large_photos_at_a_time_stay_within_the_decode_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[MemoryBudget] = []
+
+    def noted(limit: int) -> MemoryBudget:
+        budgets.append(MemoryBudget(limit))
+        return budgets[-1]
+
+    monkeypatch.setattr(batches_module, "MemoryBudget", noted)
+    large = jpeg(1512, 2016, quality=60)
+    members = [(f"{n}.jpg", large) for n in range(6)]
+    config = StreamConfig(decode_threads=4, decode_memory_mb=25)
+    run = Run([unit_of(write_tar(tmp_path / "a.tar", members))], config=config)
+    assert len(run.pixels) == 6
+    # 9 MB each and some for resizing: two fit, four would not.
+    assert 9_000_000 < budgets[0].peak <= 25 << 20
+
+
+def test_the_next_unit_is_read_while_the_last_photos_of_one_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = batches_module.photo_pixels
+    gate = threading.Event()
+
+    def held_up(data: bytes, *args: object, **options: object) -> torch.Tensor:
+        assert gate.wait(20)
+        return real(data, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batches_module, "photo_pixels", held_up)
+    units = [shard(tmp_path, 0, 3), shard(tmp_path, 1, 5), shard(tmp_path, 2, 4)]
+    with BatchStream(units, side=SIDE, batch_size=4, config=CONFIG) as stream:
+        rows: list[int] = []
+        consumer = threading.Thread(target=lambda: rows.extend(drained(stream)))
+        consumer.start()
+        deadline = time.monotonic() + 10
+        # The three threads hold unit 0's photos; all of units 1 and 2 is read behind their backs.
+        while stream.stats().samples_queued < 9 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stats = stream.stats()
+        gate.set()
+        consumer.join(10)
+    assert (stats.photos, stats.samples_queued) == (0, 9)
+    assert len(rows) == 12
+
+
+def drained(stream: BatchStream) -> list[int]:
+    return [sample.row for item in stream if isinstance(item, Batch) for sample in released(item).samples]
 
 
 def test_errors_are_told_in_row_order_whichever_came_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,23 @@ def test_real_photos_are_decoded_by_the_fast_decoder(real_photos: list[Path], mo
         assert np.array_equal(decode_photo(path.read_bytes()), by_pil(path.read_bytes()))
 
 
+def test_real_photos_are_at_most_two_levels_from_pils_bicubic(real_photos: list[Path]) -> None:
+    side, drifts = 336, []
+    for path in real_photos:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+        scale = max(rgb.size) / min(rgb.size)
+        width, height = (int(side * scale) if length == max(rgb.size) else side for length in rgb.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        resized = rgb.resize((width, height), Image.Resampling.BICUBIC)
+        expected = np.asarray(resized.crop((left, top, left + side, top + side))).astype(int)
+        difference = np.abs(photo_pixels(path.read_bytes(), side).permute(1, 2, 0).numpy() - expected)
+        assert difference.max() <= 2, path
+        assert (difference == 0).mean() >= 0.98, path
+        drifts.append(difference.mean())
+    assert np.mean(drifts) < 0.006
+
+
 @settings(max_examples=120, deadline=None)
 @given(height=st.integers(1, 200), width=st.integers(1, 200), side=st.integers(2, 99), seed=st.integers(0, 9))
 def test_any_size_is_fitted_as_transformers_does(reference: Any, height: int, width: int, side: int, seed: int) -> None:
@@ -214,7 +231,7 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyP
         data = encoded(image_of("RGB", 20, 30), kind)
         assert decode_photo(data, max_pixels=600).shape == (20, 30, 3)
         monkeypatch.setattr(decode_module, "rgb_pixels", None)
-        monkeypatch.setattr(decode_module, "_jpeg_pixels", None)
+        monkeypatch.setattr(decode_module, "jpeg_pixels", None)
         with pytest.raises(DecodeError, match="30 x 20 has more pixels than --max-pixels 599"):
             decode_photo(data, max_pixels=599)
         monkeypatch.undo()

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from stream_samples import Reading, numbered, tar_bytes, unit_of, write_tar
 
+from geoloc_batch.stream import backoff as backoff_module
 from geoloc_batch.stream import batches as batches_module
-from geoloc_batch.stream import web as web_module
 from geoloc_batch.stream.batches import BatchStream
 from geoloc_batch.stream.config import StreamConfig
 from geoloc_batch.stream.interrupt import Interrupt
@@ -229,7 +229,7 @@ def test_close_ends_the_waiting_for_a_connection() -> None:
 
 
 def test_close_ends_the_wait_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_module, "RETRY_DELAY_S", 60.0)
+    monkeypatch.setattr(backoff_module, "FIRST_WAIT_S", 60.0)
     server = Silent(answer=b"HTTP/1.0 503 Busy\r\nContent-Length: 0\r\n\r\n")
     server.thread.start()
     try:
@@ -240,6 +240,15 @@ def test_close_ends_the_wait_between_two_tries(monkeypatch: pytest.MonkeyPatch) 
         assert len(server.accepted) == 1
     finally:
         server.close()
+
+
+def test_close_ends_the_wait_between_two_runs_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff_module, "FIRST_WAIT_S", 60.0)
+    waiting = Waiting(f"pipe:echo x >> {tmp_path}/runs; exit 1")
+    until((tmp_path / "runs").exists)
+    time.sleep(0.2)
+    waiting.close()
+    assert (tmp_path / "runs").read_text() == "x\n"
 
 
 def test_close_ends_the_waiting_for_a_name_server(monkeypatch: pytest.MonkeyPatch) -> None:

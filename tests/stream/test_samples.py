@@ -119,6 +119,14 @@ def test_a_group_larger_than_its_bound_goes_on_and_says_which_json_came_too_late
     assert any("1 json came more than 1 MB after" in text for text in reading.reader.warnings)
 
 
+def test_a_group_of_json_alone_may_be_larger_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples_module, "MAX_GROUP_BYTES", 100)
+    jsons = [(f"a.{n}.json", b"1" * 80) for n in range(3)]
+    reading = read(tmp_path, *jsons, ("b.jpg", PHOTO), ("b.json", b"2"))
+    assert told(reading.samples) == [(0, "b", b"2")]
+    assert reading.reader.unit_error is None
+
+
 def test_max_rows_ends_the_reading_with_the_last_photos_json(tmp_path: Path) -> None:
     reading = Reading(unit_of(write_tar(tmp_path / "a.tar", numbered(5)), max_rows=2))
     assert told(reading.samples) == [(0, "00000", b'{"n": 0}'), (1, "00001", b'{"n": 1}')]
@@ -150,12 +158,13 @@ def test_a_cut_photo_is_part_of_the_unit_error_and_no_row(tmp_path: Path) -> Non
 
 def test_a_shard_that_cannot_be_opened_is_a_unit_error_at_offset_minus_1(tmp_path: Path) -> None:
     (tmp_path / "folder.tar").mkdir()
-    for name in ("absent.tar", "folder.tar"):
+    # What is absent may come back with its mount.
+    for name, is_retryable in (("absent.tar", True), ("folder.tar", False)):
         reading = Reading(unit_of(tmp_path / name, num_bytes=77))
         assert reading.items == []
         error = reading.reader.unit_error
         assert error is not None
-        assert (error.offset, error.bytes_unread, error.retryable) == (-1, 77, False)
+        assert (error.offset, error.bytes_unread, error.retryable) == (-1, 77, is_retryable)
 
 
 def test_a_shard_of_json_only_has_no_rows_and_says_so(tmp_path: Path) -> None:
