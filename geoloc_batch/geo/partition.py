@@ -1,4 +1,4 @@
-"""Partition: the cells that a head chooses among. Reads and writes geocell_info.json.
+"""Partition: the cells that a head chooses among, and which of them a point belongs to.
 
 Shape letters: C cells, N points.
 """
@@ -6,9 +6,6 @@ Shape letters: C cells, N points.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,15 +16,40 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from geoloc_batch.errors import PartitionError
+from geoloc_batch.geo.points import check_points, one_name
+from geoloc_batch.geo.shapes.base import Shapes
 from geoloc_batch.geo.sphere import unit_vectors
 
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
-_ID = re.compile(r"[0-9]{1,12}")
-_CENTROID_FIELDS = {"centroid_lat": 90.0, "centroid_lon": 180.0}
-# Names the canonical form that is hashed; later forms (shapes, parents) take another name.
+# Names the canonical form that is hashed. Cells with shapes or parents hash that hash under another name.
 _FINGERPRINT_FORM = b"geoloc partition: int64 ids, float64 lat lon\n"
+_SHAPED_FORM = b"geoloc partition with shapes or parents: plain sha256, kind, shapes, int64 parents\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assigned:
+    """The cells of N points, and how each was found."""
+
+    ids: NDArray[np.int64]
+    """[N] ids of the cells."""
+    inside: NDArray[np.bool_]
+    """[N] whether the cell's shape holds the point; False where the nearest centroid decided."""
+
+    @property
+    def num_outside(self) -> int:
+        """How many points no shape holds: all of them where the partition has no shapes."""
+        return int((~self.inside).sum())
+
+    def complaint(self, partition: Partition) -> str:
+        """One line where points fell back to the nearest centroid although there are shapes; empty otherwise."""
+        if partition.shapes is None or not self.num_outside:
+            return ""
+        return (
+            f"{partition.source}: {self.num_outside} of {len(self.ids)} points lie in no cell and belong to the cell "
+            f"with the nearest centroid"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +57,7 @@ class Partition:
     """C cells, each with an id and a centroid, in ascending order of id. Two are equal when their fingerprints are.
 
     Raises:
-        PartitionError: ids are not ascending, shapes disagree, or a centroid is no place on Earth.
+        PartitionError: ids are not ascending, lengths disagree, or a centroid is no place on Earth.
     """
 
     ids: NDArray[np.int64]
@@ -46,13 +68,18 @@ class Partition:
     """The other fields of each cell, as they stand in its file; () where there are none."""
     source: str = field(default="the partition")
     """What error messages call it: the path of its file."""
+    shapes: Shapes | None = None
+    """The outlines of the cells in the order of `ids`; None where only centroids are known."""
+    parents: NDArray[np.int64] | None = None
+    """[C] for each cell the id of the cell of a coarser partition that it is part of, not negative."""
 
     def __post_init__(self) -> None:
         # Copies: the caller's arrays stay writable, and nobody changes these.
-        for name, dtype in (("ids", np.int64), ("centroids_deg", np.float64)):
-            own = np.array(getattr(self, name), dtype=dtype)
-            own.setflags(write=False)
-            object.__setattr__(self, name, own)
+        for name, dtype in (("ids", np.int64), ("centroids_deg", np.float64), ("parents", np.int64)):
+            if getattr(self, name) is not None:
+                own = np.array(getattr(self, name), dtype=dtype)
+                own.setflags(write=False)
+                object.__setattr__(self, name, own)
         num_cells = len(self.ids)
         if num_cells == 0:
             raise PartitionError(f"{self.source} holds no cell")
@@ -60,10 +87,13 @@ class Partition:
             raise PartitionError(
                 f"{self.source}: {num_cells} ids do not fit centroids of shape {self.centroids_deg.shape}"
             )
-        if self.details and len(self.details) != num_cells:
-            raise PartitionError(f"{self.source}: {num_cells} ids, but details of {len(self.details)} cells")
+        for what, values in (("details", self.details or None), ("shapes", self.shapes), ("parents", self.parents)):
+            if values is not None and len(values) != num_cells:
+                raise PartitionError(f"{self.source}: {num_cells} ids, but {what} of {len(values)} cells")
         if self.ids[0] < 0 or (np.diff(self.ids) <= 0).any():
             raise PartitionError(f"{self.source}: ids must ascend from 0 or more without repeats")
+        if self.parents is not None and self.parents.min() < 0:
+            raise PartitionError(f"{self.source}: parents must be ids, 0 or more, got {self.parents.min()}")
         bad_C = ~(np.abs(self.centroids_deg) <= [90.0, 180.0]).all(axis=1)
         if bad_C.any():
             worst = int(np.argmax(bad_C))
@@ -81,12 +111,19 @@ class Partition:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the ids and centroids. Layout, key order and details of the file don't count."""
+        """sha256 (hex) of ids, centroids, shapes and parents. Layout, key order and details of the file don't count."""
         digest = hashlib.sha256(_FINGERPRINT_FORM)
         digest.update(self.ids.astype("<i8").tobytes())
         # -0.0 is the same place as 0.0.
         digest.update((self.centroids_deg + 0.0).astype("<f8").tobytes())
-        return digest.hexdigest()
+        if self.shapes is None and self.parents is None:
+            return digest.hexdigest()
+        shaped = hashlib.sha256(_SHAPED_FORM + digest.digest())
+        if self.shapes is not None:
+            shaped.update(b"shapes " + self.shapes.kind.encode() + b"\n" + self.shapes.canonical_bytes())
+        if self.parents is not None:
+            shaped.update(b"parents\n" + self.parents.astype("<i8").tobytes())
+        return shaped.hexdigest()
 
     @property
     def names(self) -> list[str] | None:
@@ -96,19 +133,55 @@ class Partition:
         return [str(detail["name"]) for detail in self.details]
 
     def assign(self, lat: ArrayLike, lon: ArrayLike) -> NDArray[np.int64]:
-        """The cell with the nearest centroid for each point.
+        """The cell of each point: the one that holds it where there are shapes, else the nearest centroid's.
 
         Args:
             lat: [N] degrees.
             lon: [N] degrees.
 
         Returns:
-            [N] ids. Among centroids at exactly one place the lowest id.
+            [N] ids. `locate` says which of them come from the nearest centroid.
 
         Raises:
             PartitionError: a coordinate is NaN, infinite or out of range; the first such point is named.
         """
+        return self.locate(lat, lon).ids
+
+    def locate(self, lat: ArrayLike, lon: ArrayLike) -> Assigned:
+        """As `assign`, and which points no shape holds: they belong to the nearest centroid."""
         point_deg_N2 = check_points(lat, lon)
+        if self.shapes is None:
+            return Assigned(ids=self._nearest(point_deg_N2), inside=np.zeros(len(point_deg_N2), dtype=np.bool_))
+        row_N = self.shapes.find(point_deg_N2)
+        inside_N = row_N >= 0
+        id_N = np.asarray(self.ids[row_N], dtype=np.int64)
+        id_N[~inside_N] = self._nearest(point_deg_N2[~inside_N])
+        return Assigned(ids=id_N, inside=inside_N)
+
+    def nearest(self, lat: ArrayLike, lon: ArrayLike) -> NDArray[np.int64]:
+        """The cell with the nearest centroid, whatever the shapes; the lowest id among centroids at one place.
+
+        Arguments, answer and errors as in `assign`.
+        """
+        return self._nearest(check_points(lat, lon))
+
+    def centroids_of(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[N, 2] (lat, lon) of the centroids of cells by their ids, which must be ids of this partition."""
+        row_N = np.searchsorted(self.ids, ids)
+        assert (self.ids[row_N] == ids).all()
+        return np.asarray(self.centroids_deg[row_N])
+
+    def save(self, path: str | Path) -> None:
+        """Write the partition in one move: GeoParquet for a name that ends in .parquet, else geocell_info.json.
+
+        Raises:
+            PartitionError: a detail is nothing that JSON can hold, such as NaN.
+        """
+        from geoloc_batch.geo.formats import save_partition
+
+        save_partition(self, Path(path))
+
+    def _nearest(self, point_deg_N2: NDArray[np.float64]) -> NDArray[np.int64]:
         _, nearest_N = self._tree.query(unit_vectors(point_deg_N2))
         return np.asarray(self.ids[self._first_of_place[nearest_N]], dtype=np.int64)
 
@@ -121,129 +194,23 @@ class Partition:
     @cached_property
     def _first_of_place(self) -> NDArray[np.intp]:
         """[C] the lowest row that has the same centroid: the tree may answer any of them."""
-        place_C2 = self.centroids_deg + 0.0
-        place_C2[place_C2[:, 1] == -180, 1] = 180
-        place_C2[np.abs(place_C2[:, 0]) == 90, 1] = 0
+        place_C2 = one_name(self.centroids_deg)
         _, first, inverse = np.unique(place_C2, axis=0, return_index=True, return_inverse=True)
         return np.asarray(first[inverse.reshape(-1)])
 
-    def save(self, path: str | Path) -> None:
-        """Write geocell_info.json: {"id": {"centroid_lat", "centroid_lon", and the details}}, in one move.
-
-        Raises:
-            PartitionError: a detail is nothing that JSON can hold, such as NaN.
-        """
-        cells = {}
-        for row, (cell_id, (lat, lon)) in enumerate(zip(self.ids.tolist(), self.centroids_deg.tolist(), strict=True)):
-            details = self.details[row] if self.details else {}
-            cells[str(cell_id)] = {"centroid_lat": lat, "centroid_lon": lon, **details}
-        try:
-            text = json.dumps(cells, indent=1, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise PartitionError(f"{self.source}: the details of a cell cannot be written as JSON: {error}") from error
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-
 
 def load_partition(path: str | Path) -> Partition:
-    """Read a geocell_info.json.
+    """Read a partition: a geocell_info.json, GeoParquet as `Partition.save` writes it, or OSV-5M's quadtree CSV.
 
     Args:
-        path: the file: {"id": {"centroid_lat": degrees, "centroid_lon": degrees, ...}}, ids in any order.
+        path: the file, told apart by the end of its name: .parquet, .csv, anything else is JSON.
 
     Returns:
-        The partition, in ascending order of id; further fields of the cells are its details.
+        The partition, in ascending order of id, with the shapes and parents that the file holds.
 
     Raises:
-        PartitionError: the file cannot be read, is no such JSON, or a cell lacks a centroid that is a place on
-            Earth; names the file, the id and the value.
+        PartitionError: the file cannot be read, or a cell in it cannot be one; names the file, the id and the value.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise PartitionError(f"no such file of cells: {path}; give a geocell_info.json") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PartitionError(f"{path} cannot be read as a geocell_info.json: {error}") from error
-    try:
-        cells = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except PartitionError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise PartitionError(f"{path} is not JSON: {error}") from error
-    if not isinstance(cells, dict):
-        raise PartitionError(f"{path} must hold an object of cells, not a {type(cells).__name__}")
-    if not cells:
-        raise PartitionError(f"{path} holds no cell")
-    return _from_cells(cells, path)
+    from geoloc_batch.geo.formats import read_partition
 
-
-def check_points(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
-    """[N, 2] of N latitudes and longitudes, after a look at each.
-
-    Raises:
-        PartitionError: the two differ in shape, or a point is NaN, infinite or out of range (the first is named).
-    """
-    lat_N, lon_N = np.asarray(lat, dtype=np.float64), np.asarray(lon, dtype=np.float64)
-    if lat_N.ndim != 1 or lat_N.shape != lon_N.shape:
-        raise PartitionError(
-            f"lat and lon must be two lists of one length, got the shapes {lat_N.shape}, {lon_N.shape}"
-        )
-    bad_N = ~((np.abs(lat_N) <= 90) & (np.abs(lon_N) <= 180))
-    if bad_N.any():
-        first = int(np.argmax(bad_N))
-        raise PartitionError(
-            f"point {first} is no place on Earth: lat {lat_N[first]}, lon {lon_N[first]} "
-            f"({int(bad_N.sum())} such points)"
-        )
-    return np.stack([lat_N, lon_N], axis=-1)
-
-
-def _from_cells(cells: Mapping[str, Any], path: str | Path) -> Partition:
-    by_id: dict[int, Mapping[str, Any]] = {}
-    for key, cell in cells.items():
-        if not _ID.fullmatch(key) or int(key) > np.iinfo(np.int32).max:
-            raise PartitionError(f"{path}: {key[:50]!r} is no id of a cell: ids are whole numbers from 0 to 2147483647")
-        if int(key) in by_id:
-            raise PartitionError(f"{path}: the id {int(key)} stands twice")
-        if not isinstance(cell, dict):
-            raise PartitionError(
-                f"{path}: cell {key} must be an object with centroid_lat and centroid_lon, not {_short(cell)}"
-            )
-        by_id[int(key)] = cell
-    ids = sorted(by_id)
-    centroids = [[_degrees(by_id[i], i, name, path) for name in _CENTROID_FIELDS] for i in ids]
-    details = [{name: value for name, value in by_id[i].items() if name not in _CENTROID_FIELDS} for i in ids]
-    return Partition(
-        ids=np.array(ids, dtype=np.int64),
-        centroids_deg=np.array(centroids, dtype=np.float64),
-        details=details if any(details) else (),
-        source=str(path),
-    )
-
-
-def _degrees(cell: Mapping[str, Any], cell_id: int, name: str, path: str | Path) -> float:
-    if name not in cell:
-        raise PartitionError(f"{path}: cell {cell_id} has no {name}")
-    value, limit = cell[name], _CENTROID_FIELDS[name]
-    # Only NaN differs from itself.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise PartitionError(f"{path}: cell {cell_id} has {name} {_short(value)}, which is no number")
-    if abs(value) > limit:
-        raise PartitionError(f"{path}: cell {cell_id} has {name} {_short(value)}, beyond {limit:g}")
-    return float(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _unique(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise PartitionError(f"{path}: {twice!r} stands twice in one object")
-    return found
+    return read_partition(Path(path))

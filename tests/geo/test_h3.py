@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from geoloc_batch.errors import PartitionError
 from geoloc_batch.geo.cells.h3 import build_h3
 from geoloc_batch.geo.partition import Partition, load_partition
+from geoloc_batch.geo.shapes.h3 import H3Shapes
 from geoloc_batch.geo.sphere import haversine_km, spherical_mean, unit_vectors
 
 
@@ -40,10 +41,13 @@ def holds(cell: str, point: NDArray[np.float64]) -> bool:
 
 
 def check(partition: Partition, cell_N: NDArray[np.int64], points: NDArray[np.float64], res: int) -> None:
-    indexes = [detail["h3"] for detail in partition.details]
+    assert isinstance(partition.shapes, H3Shapes)
+    indexes = partition.shapes.names
     assert indexes == sorted(indexes)
     assert partition.ids.tolist() == list(range(len(indexes)))
     assert np.unique(cell_N).tolist() == partition.ids.tolist()
+    assert (partition.assign(points[:, 0], points[:, 1]) == cell_N).all()
+    assert partition.locate(points[:, 0], points[:, 1]).num_outside == 0
     assert all(h3.get_resolution(index) == res for index in indexes)
     for cell, index in enumerate(indexes):
         own = points[cell_N == cell]
@@ -77,7 +81,7 @@ def test_one_point_makes_one_cell_and_the_order_of_points_does_not_matter() -> N
     forward, cell_N = build_h3(points, 3)
     backward, reversed_N = build_h3(points[::-1], 3)
     assert (cell_N == reversed_N[::-1]).all()
-    assert (haversine_km(forward.centroids_deg, backward.centroids_deg) < 1e-9).all()
+    assert forward == backward
 
 
 def test_the_index_of_every_cell_survives_the_file(tmp_path: Path) -> None:
@@ -86,6 +90,70 @@ def test_the_index_of_every_cell_survives_the_file(tmp_path: Path) -> None:
     again = load_partition(tmp_path / "geocell_info.json")
     assert again == partition
     assert list(again.details) == list(partition.details)
+    assert isinstance(again.shapes, H3Shapes)
+    assert isinstance(partition.shapes, H3Shapes)
+    assert again.shapes.names == partition.shapes.names
+
+
+def test_neighbouring_cells_share_a_border_and_nothing_else() -> None:
+    import shapely
+
+    # With a pentagon and its neighbours, whose borders bend where the icosahedron does.
+    middle = h3.latlng_to_cell(48.1, 11.5, 4)
+    for cell in (middle, h3.get_pentagons(4)[3]):
+        cells = h3.grid_disk(cell, 2)
+        outlines = dict(zip(cells, H3Shapes.from_names(cells).geometries(), strict=True))
+        for one in cells:
+            for other in cells:
+                shared = shapely.intersection(outlines[one], outlines[other], grid_size=1e-9)
+                if h3.are_neighbor_cells(one, other):
+                    assert shared.length > 0.02
+                if one != other:
+                    assert shared.area < 1e-9
+
+
+def test_points_of_small_cells_that_are_left_out_go_to_the_nearest_centroid() -> None:
+    points = draw_points(300)
+    whole, cell_N = build_h3(points, 3)
+    count_C = np.bincount(cell_N)
+    partition, kept_N = build_h3(points, 3, min_points=3)
+    assert len(partition) == (count_C >= 3).sum() < len(whole)
+    assert [detail["points"] for detail in partition.details] == count_C[count_C >= 3].tolist()
+    found = partition.locate(points[:, 0], points[:, 1])
+    assert (found.ids == kept_N).all()
+    assert (found.inside == (count_C >= 3)[cell_N]).all()
+    lost = points[~found.inside]
+    assert (kept_N[~found.inside] == partition.nearest(lost[:, 0], lost[:, 1])).all()
+
+
+def test_geometric_centroids_are_the_grids_own() -> None:
+    partition, _ = build_h3(draw_points(50), 3, centroid="geometric")
+    assert isinstance(partition.shapes, H3Shapes)
+    expected = [h3.cell_to_latlng(name) for name in partition.shapes.names]
+    np.testing.assert_allclose(partition.centroids_deg, expected, atol=1e-12)
+
+
+def test_a_point_goes_to_the_finest_of_cells_of_several_resolutions() -> None:
+    coarse = h3.latlng_to_cell(48.1, 11.5, 3)
+    fine = h3.latlng_to_cell(48.1, 11.5, 5)
+    shapes = H3Shapes.from_names([coarse, fine, h3.latlng_to_cell(0, 0, 4)])
+    elsewhere = h3.cell_to_latlng(sorted(set(h3.cell_to_children(coarse, 5)) - {fine})[0])
+    points = np.array([(48.1, 11.5), elsewhere, (0.0, 0.0), (-40.0, 3.0)])
+    assert shapes.find(points).tolist() == [1, 0, 2, -1]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["841fb47ffffffff", "nothing"], "hexadecimal number"),
+        (["841fb47ffffffff", "8" * 20], "hexadecimal number"),
+        (["841fb47ffffffff", "1234"], "cell 1 .* 1234, which is no H3 cell"),
+        (["841fb47ffffffff"] * 2, "stands twice"),
+    ],
+)
+def test_indexes_that_are_none_are_refused(names: list[str], words: str) -> None:
+    with pytest.raises(PartitionError, match=words):
+        H3Shapes.from_names(names)
 
 
 @pytest.mark.parametrize(

@@ -294,8 +294,11 @@ def test_a_point_that_is_no_place_is_named_and_gets_no_cell(lat: object, lon: ob
 
 def test_no_slow_library_is_imported_before_it_is_needed() -> None:
     code = (
-        "import geoloc_batch.geo.partition, geoloc_batch.geo.cells.h3, geoloc_batch.geo.located, sys; "
-        "print([name for name in ('torch', 'scipy', 'h3') if name in sys.modules])"
+        "import geoloc_batch.geo.partition, geoloc_batch.geo.cells.commands, geoloc_batch.geo.located, sys; "
+        "import geoloc_batch.geo.cells.h3, geoloc_batch.geo.cells.kmeans, geoloc_batch.geo.cells.polygons; "
+        "import geoloc_batch.geo.cells.kdtree, geoloc_batch.geo.cells.quadtree, geoloc_batch.geo.cells.map; "
+        "slow = ('torch', 'scipy', 'h3', 'shapely', 'faiss', 'pyarrow', 'matplotlib'); "
+        "print([name for name in slow if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
