@@ -125,8 +125,7 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
-        return _coerce(name, value, hint, where)
+        return _coerce_to_one(name, value, [part for part in get_args(hint) if part is not type(None)], where)
     if get_origin(hint) is tuple:
         items = [value] if isinstance(value, str | Path) else value
         if not isinstance(items, list | tuple):
@@ -139,3 +138,14 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name}{where} must be of type {hint.__name__}, got {value!r}")
     return value
+
+
+def _coerce_to_one(name: str, value: Any, hints: list[Any], where: str) -> Any:
+    """Accept what one of several types takes, such as a number or one word."""
+    complaints = []
+    for hint in hints:
+        try:
+            return _coerce(name, value, hint, where)
+        except ConfigError as error:
+            complaints.append(str(error))
+    raise ConfigError("; or ".join(complaints))

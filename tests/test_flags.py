@@ -70,6 +70,7 @@ def test_shards_may_stand_in_the_toml_file(tmp_path: Path, parsed: list[PredictC
         ("top_k = 'many'\n", ["top_k", "int", "'many'"]),
         ("top_k = true\n", ["top_k", "int", "True"]),
         ("precision = 'fp7'\n", ["precision", "fp32", "'fp7'"]),
+        ("batch_size = 'many'\n", ["batch_size", "type int", "one of auto", "'many'"]),
         ("head = 3\n", ["head", "list", "3"]),
         ("limit = [", ["is not TOML"]),
     ],
@@ -105,6 +106,18 @@ def test_python_callers_read_the_words_of_the_command_line(flags: dict[str, Any]
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(("given", "fixed"), [("auto", None), (0, None), (96, 96)])
+def test_a_batch_size_is_a_number_or_auto_from_python_toml_and_the_command_line(
+    given: int | str, fixed: int | None, tmp_path: Path, parsed: list[Any]
+) -> None:
+    flags = {"shards": ["a.tar"], "out": "x", "batch_size": given}
+    assert from_flat(EmbedConfig, flags).encoder.given_batch_size == fixed
+    written = toml(tmp_path, f"batch_size = {given!r}\n")
+    assert cli.main(["predict", "a.tar", "--out", "x", "--config", written]) == 0
+    assert cli.main(["predict", "a.tar", "--out", "x", "--batch-size", str(given)]) == 0
+    assert [config.encoder.given_batch_size for config in parsed] == [fixed, fixed]
+
+
 def test_heads_and_cells_must_pair() -> None:
     flags = {"shards": ["a.tar"], "out": "x", "head": ["a", "b", "c"], "cells": ["d", "e"]}
     with pytest.raises(ConfigError, match="2 times for 3 --head"):
@@ -114,7 +127,7 @@ def test_heads_and_cells_must_pair() -> None:
 def test_every_flag_has_its_docstring_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for command, (kind, _) in cli.COMMANDS.items():
         with pytest.raises(SystemExit) as stop:
-            cli.main([command, "--help"])
+            cli.main([*command.split(), "--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
         for flag in flag_names(kind):

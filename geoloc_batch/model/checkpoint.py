@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from geoloc_batch.errors import CheckpointError
+from geoloc_batch.model.activations import ACTIVATIONS
 
-ACTIVATIONS = ("gelu", "quick_gelu")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3
@@ -48,7 +48,7 @@ class TowerConfig:
     layers: int
     heads: int
     activation: str
-    """gelu or quick_gelu."""
+    """A name of activations.ACTIVATIONS."""
     norm_eps: float
 
 
@@ -165,8 +165,8 @@ class _Section:
 
     def tower(self) -> TowerConfig:
         activation, eps = self.values["hidden_act"], self.values["layer_norm_eps"]
-        if activation not in ACTIVATIONS:
-            raise self._refuse("hidden_act", " or ".join(ACTIVATIONS))
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            raise self._refuse("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < math.inf:
             raise self._refuse("layer_norm_eps", "a number above 0")
         width, heads = self.count("hidden_size"), self.count("num_attention_heads")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from geoloc_batch.errors import CheckpointError
+from geoloc_batch.model.activations import ACTIVATIONS
 from geoloc_batch.model.checkpoint import (
     ClipConfig,
     Normalization,
@@ -212,10 +213,8 @@ def mlp_ratio(width: int, mlp_width: int) -> float:
 
 def _apply(tower: TowerConfig, transformer: Any, *norms: nn.LayerNorm) -> None:
     """Set what open_clip's constructor has one setting for, or none: each tower's activation and epsilon."""
-    from open_clip.transformer import QuickGELU
-
     for block in transformer.resblocks:
-        block.mlp.gelu = QuickGELU() if tower.activation == "quick_gelu" else nn.GELU()
+        block.mlp.gelu = ACTIVATIONS[tower.activation]()
     for norm in (*norms, *(norm for block in transformer.resblocks for norm in (block.ln_1, block.ln_2))):
         norm.eps = tower.norm_eps
 

@@ -5,29 +5,36 @@ Shape letters: B batch, S image side, D features, N texts, L tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from geoloc_batch.errors import ConfigError
+from geoloc_batch.model.arithmetic import PRECISIONS, auto_precision, check_precision, fix_summation_order
+from geoloc_batch.model.batch_size import CPU_BATCH, CUDA_BATCHES, largest_that_fits
+from geoloc_batch.model.chunks import Chunks, chunk_size
 from geoloc_batch.model.clip import Clip, load_clip
+from geoloc_batch.model.compile_cache import OFF, cache_root, compiling, graph_facts, graph_folder
 from geoloc_batch.model.config import STREETCLIP, EncoderConfig
-from geoloc_batch.model.tower import DTYPES, VisionTower, drop_projection
+from geoloc_batch.model.tower import build_tower
 
-CUDA_BATCH, CPU_BATCH = 256, 32
 TEXTS_PER_STEP = 256
+# Of the batch's pixels: what lies on the device beside the batch that is computed, with room to spare.
+_BATCHES_BESIDE = 4
 
 
 def load_encoder(
     encoder: str = STREETCLIP,
     *,
     tap: Literal["pooled", "projected"] = "pooled",
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
-    batch_size: int = 0,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
     compile: Literal["auto", "on", "off"] = "auto",
+    compile_cache: str = "",
     device: str | torch.device | None = None,
 ) -> Encoder:
     """Load an image encoder and make it ready to run.
@@ -44,9 +51,12 @@ def load_encoder(
             with seeded random weights.
         tap: pooled, the class token after the last layer norm, which heads take; or projected, the same after CLIP's
             projection, which text features are compared with.
-        precision: of the arithmetic; auto is bf16 on CUDA and fp32 elsewhere. Features are float32 in any case.
-        batch_size: the one number of images that `encode` takes; 0 is 256 on CUDA and 32 elsewhere.
+        precision: of the arithmetic; auto is bf16 on CUDA and on processors with bf16 matrix tiles (AMX), else fp32;
+            fp8 needs a CUDA device of capability 8.9. Features are float32 in any case.
+        batch_size: the one number of images that `encode` takes; auto or 0 is the largest of 64, 128 and 256 that
+            fits, found by trying, on CUDA, and 32 elsewhere.
         compile: torch.compile; auto is on for CUDA and off elsewhere.
+        compile_cache: folder of compiled graphs; "" is geoloc_batch/compile below the user's cache folder, off none.
         device: such as "cuda:1"; None takes the first CUDA device, else the CPU.
 
     Returns:
@@ -56,31 +66,36 @@ def load_encoder(
         ConfigError: an option has a value that it cannot have, here or on this device.
         CheckpointError: the checkpoint is missing, incomplete, damaged or of an unknown form.
         HubError: it has to be downloaded and cannot be.
+        OutOfMemoryError: torch's, where a batch size was to be found and not even the smallest fits.
     """
-    EncoderConfig(encoder=encoder, tap=tap, precision=precision, batch_size=batch_size, compile=compile)
+    config = EncoderConfig(encoder=encoder, tap=tap, precision=precision, batch_size=batch_size, compile=compile)
     place = _device(device)
     _choice("--tap", tap, ("pooled", "projected"))
     _choice("--compile", compile, ("auto", "on", "off"))
-    _choice("--precision", precision, ("auto", *DTYPES))
+    _choice("--precision", precision, ("auto", *PRECISIONS))
     is_cuda = place.type == "cuda"
-    if precision == "auto":
-        precision = "bf16" if is_cuda else "fp32"
-    _check_precision(precision, place)
-    return Encoder(
+    chosen = auto_precision(place) if precision == "auto" else precision
+    check_precision(chosen, place)
+    fix_summation_order()
+    loaded = Encoder(
         load_clip(encoder),
         tap=tap,
-        precision=precision,
-        batch_size=batch_size or (CUDA_BATCH if is_cuda else CPU_BATCH),
+        precision=chosen,
+        batch_size=config.given_batch_size or (CUDA_BATCHES[0] if is_cuda else CPU_BATCH),
         compiled=compile == "on" or (compile == "auto" and is_cuda),
+        compile_cache=compile_cache,
         device=place,
     )
+    if config.given_batch_size is None and is_cuda:
+        loaded.batch_size = largest_that_fits(loaded.try_out, device=place)
+    return loaded
 
 
 class Encoder:
     """A CLIP image encoder at one fixed shape, with its text tower at hand. Made by `load_encoder`.
 
     At one precision, batch size and device a row's features depend on that row's pixels alone, not on its place in
-    the batch nor on its neighbours.
+    the batch nor on its neighbours; on a CPU also not on the number of threads.
     """
 
     name: str
@@ -97,36 +112,51 @@ class Encoder:
     tap: str
     """pooled or projected."""
     precision: str
-    """fp32, bf16 or fp16."""
+    """fp32, bf16, fp16 or fp8."""
     batch_size: int
     device: torch.device
     compiled: bool
+    compile_cache: str
+    """As `load_encoder` takes it."""
     logit_scale: float
     """What CLIP multiplies the cosine of image and text by before the soft-max."""
 
     def __init__(
-        self, clip: Clip, *, tap: str, precision: str, batch_size: int, compiled: bool, device: torch.device
+        self,
+        clip: Clip,
+        *,
+        tap: str,
+        precision: str,
+        batch_size: int,
+        compiled: bool,
+        device: torch.device,
+        compile_cache: str = OFF,
     ) -> None:
         self._clip = clip
         self.name, self.sha256, self.fingerprint, self.licence = clip.name, clip.sha256, clip.fingerprint, clip.licence
         self.image_size = clip.image_size
         self.tap, self.precision, self.batch_size, self.compiled = tap, precision, batch_size, compiled
-        self.device = device
+        self.device, self.compile_cache = device, compile_cache
+        self._is_cold = compiled
         self.logit_scale = float(clip.module.logit_scale.exp())
         self._text_is_placed = False
-        visual = clip.module.visual
-        if tap == "pooled":
-            drop_projection(visual, clip.name)
-        self.tower = VisionTower(visual, clip.normalization, precision=precision).to(device).eval()
-        self._run = torch.compile(self.tower, dynamic=False, fullgraph=True) if compiled else self.tower
-        self.dim = self._find_dim()
+        tower = build_tower(clip.module.visual, clip.normalization, tap=tap, precision=precision, name=clip.name)
+        self.dim = tower.dim
+        self.tower = tower.to(device).eval()
+        self._run: Callable[[Tensor], Tensor] = self.tower
+        if compiled:
+            self._run = torch.compile(self.tower, dynamic=False, fullgraph=True)
+        if device.type == "cpu" and precision != "fp32":
+            size = chunk_size(batch_size, tower.num_tokens)
+            self._run = Chunks(self._run, size=size, num_threads=torch.get_num_threads())
 
     def encode(self, pixels_B3SS: Tensor) -> Tensor:
         """Features of one full batch.
 
         Args:
-            pixels_B3SS: [batch_size, 3, image_size, image_size] uint8, RGB, on any device. A shorter last batch is
-                padded by the caller with anything, and the padding's rows dropped.
+            pixels_B3SS: [batch_size, 3, image_size, image_size] uint8, RGB, on any device; channels last in memory
+                saves a copy. A shorter last batch is padded by the caller with anything, and the padding's rows
+                dropped.
 
         Returns:
             [batch_size, dim] float32 on the encoder's device, not normalised.
@@ -140,9 +170,30 @@ class Encoder:
                 f"{self.name} takes pixels of {list(shape)} uint8, got {list(pixels_B3SS.shape)} {pixels_B3SS.dtype}; "
                 "pad a short batch, or load the encoder with another batch_size"
             )
+        pixels_BSS3 = pixels_B3SS.to(self.device, non_blocking=True).permute(0, 2, 3, 1).contiguous()
+        # Strides are written anew, since those of sides of length 1 may be anything: a compiled graph sees one form.
+        pixels_BSS3 = pixels_BSS3.flatten().view(self.batch_size, self.image_size, self.image_size, 3)
+        with torch.inference_mode(), self._exact_convolution(), self._cold_start():
+            return self._run(pixels_BSS3)
+
+    def try_out(self, batch_size: int) -> None:
+        """Compute a black batch of another size, uncompiled, beside what a run keeps on the device.
+
+        Raises:
+            OutOfMemoryError: torch's.
+        """
+        shape = (batch_size, self.image_size, self.image_size, 3)
+        beside = torch.empty((_BATCHES_BESIDE, *shape), dtype=torch.uint8, device=self.device)
         with torch.inference_mode(), self._exact_convolution():
-            feature_BD: Tensor = self._run(pixels_B3SS.to(self.device, non_blocking=True))
-        return feature_BD
+            self.tower(torch.zeros(shape, dtype=torch.uint8, device=self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        del beside
+
+    def graph_folder(self) -> Path | None:
+        """Where this encoder's compiled graph is kept; None where it is not compiled or not kept."""
+        root = cache_root(self.compile_cache) if self.compiled else None
+        return graph_folder(root, self._graph_facts()) if root else None
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Features of texts, in the space of the `projected` tap. Always computed in fp32: it happens once a run.
@@ -168,6 +219,23 @@ class Encoder:
             steps = torch.split(ids_NL.to(self.device), TEXTS_PER_STEP)
             return torch.cat([self._clip.module.encode_text(step) for step in steps]).float()
 
+    def at_precision(self, precision: str) -> Encoder:
+        """The same model at another precision, from weights that are loaded already: for a unit that fp16 overflowed.
+
+        Raises:
+            ConfigError: the device does not compute in it.
+        """
+        check_precision(precision, self.device)
+        return Encoder(
+            self._clip,
+            tap=self.tap,
+            precision=precision,
+            batch_size=self.batch_size,
+            compiled=self.compiled,
+            compile_cache=self.compile_cache,
+            device=self.device,
+        )
+
     def summary(self) -> str:
         """One line for people: what runs, its hash and its licence."""
         return (
@@ -185,22 +253,25 @@ class Encoder:
             raise ValueError(f"token ids must be from 0 to {vocab - 1}, got {lowest} to {highest}")
         return nn.functional.pad(ids_NL.long(), (0, length - ids_NL.shape[1]))
 
+    def _graph_facts(self) -> dict[str, str]:
+        return graph_facts(self.tower, batch_size=self.batch_size, precision=self.precision, device=self.device)
+
+    @contextmanager
+    def _cold_start(self) -> Iterator[None]:
+        """Around the first call, which compiles."""
+        folder = self.graph_folder() if self._is_cold else None
+        if folder is None:
+            yield
+        else:
+            with compiling(folder, self._graph_facts()):
+                yield
+        self._is_cold = False
+
     def _exact_convolution(self) -> AbstractContextManager[object]:
         # cuDNN convolves fp32 in TF32 unless told otherwise, which would cost the patch embedding 13 bits.
         if self.device.type == "cuda" and self.precision == "fp32":
             return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return nullcontext()
-
-    def _find_dim(self) -> int:
-        """Length of a feature."""
-        visual: Any = self.tower.visual
-        if self.tap == "pooled":
-            return int(visual.ln_post.normalized_shape[0])
-        if self.tower.is_plain:
-            return int(visual.proj.shape[1])
-        with torch.inference_mode():
-            side = self.image_size
-            return int(self.tower(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)).shape[1])
 
 
 def _place_text(module: Any, device: torch.device) -> None:
@@ -222,16 +293,6 @@ def _device(device: str | torch.device | None) -> torch.device:
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device} is not there: this process sees {torch.cuda.device_count()} CUDA devices")
     return place
-
-
-def _check_precision(precision: str, device: torch.device) -> None:
-    if precision != "fp16" or device.type != "cpu":
-        return
-    try:
-        nn.functional.conv2d(torch.ones(1, 3, 2, 2).half(), torch.ones(1, 3, 2, 2).half())
-        nn.functional.linear(torch.ones(2, 2).half(), torch.ones(2, 2).half())
-    except RuntimeError as error:
-        raise ConfigError(f"--precision fp16 does not run on this CPU ({error}); pass fp32 or bf16") from None
 
 
 def _choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
