@@ -14,7 +14,32 @@ import os
 # of them and one decode thread each, a CPU run is up to ten times slower so.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from geoloc_batch.api import embed, load_encoder, load_head, pack, predict, status, verify
+from geoloc_batch.api import (
+    embed,
+    evaluate_predictions,
+    fidelity,
+    load_encoder,
+    load_head,
+    measure_stream,
+    pack,
+    predict,
+    retry,
+    status,
+    verify,
+)
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "embed", "load_encoder", "load_head", "pack", "predict", "status", "verify"]
+__all__ = [
+    "__version__",
+    "embed",
+    "evaluate_predictions",
+    "fidelity",
+    "load_encoder",
+    "load_head",
+    "measure_stream",
+    "pack",
+    "predict",
+    "retry",
+    "status",
+    "verify",
+]

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geoloc_batch.errors import ConfigError
 from geoloc_batch.flags import from_flat
 
 if TYPE_CHECKING:
+    from geoloc_batch.evaluate.evaluation import Evaluation
     from geoloc_batch.locate.head import HeadLocator
     from geoloc_batch.model.encoder import Encoder
     from geoloc_batch.run.config import Summary
+    from geoloc_batch.run.dry_run import StreamReport
+    from geoloc_batch.run.fidelity import FidelityReport
     from geoloc_batch.store.status import Status
     from geoloc_batch.store.verify import Verification
     from geoloc_batch.stream.pack import PackSummary
@@ -41,7 +45,29 @@ def embed(shards: Paths, *, out: str | Path, **flags: Any) -> Summary:
     from geoloc_batch.run.config import EmbedConfig
     from geoloc_batch.run.jobs import embed as run_embed
 
+    if flags.get("dry_run"):
+        raise ConfigError("embed has no dry_run here; call measure_stream(shards, ...), which needs no out")
     return run_embed(from_flat(EmbedConfig, {"shards": _texts(shards), "out": out, **flags}))
+
+
+def measure_stream(shards: Paths, **flags: Any) -> StreamReport:
+    """Read and decode alone, as `geoloc embed --dry-run`: what these shards could feed on this machine.
+
+    Args:
+        shards: as `embed` takes them.
+        **flags: any flag of `geoloc embed`: encoder, limit, decode_threads, fast_decode, target_images_per_second, ...
+
+    Returns:
+        speed, the limiting stage, busy times and queues; its properties tell what an encoder of
+        `target_images_per_second` needs.
+
+    Raises:
+        UserError: a flag, the shards or the checkpoint cannot be used.
+    """
+    from geoloc_batch.run.config import EmbedConfig
+    from geoloc_batch.run.dry_run import measure_stream as measure
+
+    return measure(from_flat(EmbedConfig, {"shards": _texts(shards), **flags, "dry_run": True}))
 
 
 def predict(
@@ -79,6 +105,70 @@ def pack(sources: Paths, out: str | Path, **flags: Any) -> PackSummary:
     from geoloc_batch.stream.pack import pack as run_pack
 
     return run_pack(_texts(sources), out, **flags)
+
+
+def retry(out: str | Path, **flags: Any) -> Summary:
+    """Execute the units of a run that ended with an error once more, where another try could help.
+
+    Args:
+        out: the output folder of the run.
+        **flags: any flag of `geoloc retry`: unit, encoder, head, cells.
+
+    Returns:
+        as `embed`, with counts over all units of `out`.
+
+    Raises:
+        as `embed`; OutputError: it is not known how `out` was made.
+    """
+    from geoloc_batch.run.config import RetryConfig
+    from geoloc_batch.run.jobs import retry as run_retry
+
+    return run_retry(from_flat(RetryConfig, {"out": str(out), **flags}))
+
+
+def fidelity(shards: Paths, *, limit: int = 512, **flags: Any) -> FidelityReport:
+    """Compare a precision with fp32 on photos of your own, as `geoloc fidelity`.
+
+    Args:
+        shards: as `embed` takes them.
+        limit: photos to compare, in the order of the shards.
+        **flags: any flag of `geoloc fidelity`: encoder, precision, tap, batch_size, head, cells, ...
+
+    Returns:
+        cosines and relative errors of the features; for each head how often its best cells agree, and how far its
+        posterior mean moves.
+
+    Raises:
+        as `predict`; InputError: no photo could be read. GeolocError: the device's memory ended.
+    """
+    from geoloc_batch.run.config import FidelityConfig
+    from geoloc_batch.run.fidelity import measure_fidelity
+
+    return measure_fidelity(from_flat(FidelityConfig, {"shards": _texts(shards), "limit": limit, **flags}))
+
+
+def evaluate_predictions(
+    predictions: str | Path, *, out: str | Path, truth: str | Path = "", **flags: Any
+) -> Evaluation:
+    """Measure predictions against the truth, as `geoloc evaluate`.
+
+    Args:
+        predictions: the folder of a `predict`, or a Parquet or CSV with key, lat, lon.
+        out: folder for metrics.json, metrics.md and rows.parquet.
+        truth: Parquet or CSV with key, lat, lon; without it the photos' own json says where they were taken.
+        **flags: any flag of `geoloc evaluate`: cells, head, thresholds (km), strict, ...
+
+    Returns:
+        the metrics by name, counts of what was left out, warnings.
+
+    Raises:
+        UserError: a file, a column or a key is not what it must be, or nothing can be compared.
+    """
+    from geoloc_batch.evaluate.comparison import evaluate
+    from geoloc_batch.evaluate.config import EvaluateConfig
+
+    given = {"predictions": str(predictions), "out": str(out), "truth": str(truth)}
+    return evaluate(from_flat(EvaluateConfig, {**given, **flags}))
 
 
 def verify(out: str | Path) -> Verification:

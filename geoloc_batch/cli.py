@@ -1,61 +1,20 @@
-"""The command `geoloc`: parse, call one function of a room, print, exit code. No logic lives here."""
+"""The command `geoloc`: parse, call a verb, exit code. No logic lives here."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import itertools
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Sequence
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from geoloc_batch.errors import ConfigError, GeolocError, StopRequested, UserError
 from geoloc_batch.flags import defaults_from_toml
-from geoloc_batch.run.config import EmbedConfig, PredictConfig, Summary
-from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.verbs import COMMANDS, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISUSE
 
-EXIT_FAILED, EXIT_MISUSE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 1, 2, 3, 75
 _HELP = {"-h", "--help"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusConfig:
-    """Say how far a run is."""
-
-    out: Positional[Annotated[str, arg(metavar="OUT")]]
-    """The output folder of the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Prove from the files that every photo gave one row or one error row."""
-
-    out: Positional[Annotated[str, arg(metavar="OUT")]]
-    """The output folder of the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
-    """Print versions, devices, decoding speed and write access, and what is wrong with any of it."""
-
-    out: str = ""
-    """Examine this folder too, as the place of a run's results."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Run the whole pipeline on a small synthetic Europe: pack, embed, train a head, predict. Downloads nothing."""
-
-    out: str = "demo-out"
-    """Folder of everything that the demo makes; what an earlier demo made there is replaced."""
-    places: int = 3200
-    """Places of the synthetic Europe; each is photographed in four directions."""
-    seed: int = 0
-    """Seed of places, photos and head."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in _HELP:
         print(_overview())
         return 0 if arguments else EXIT_MISUSE
-    if arguments[0] not in COMMANDS:
-        print(f"geoloc: error: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return EXIT_MISUSE
+    command = _command_of(arguments)
+    if command is None:
+        return _no_command(arguments)
     try:
-        return _run(arguments[0], arguments[1:])
+        return _run(command, arguments[len(command.split()) :])
     except GeolocError as error:
         _complain(str(error), *getattr(error, "__notes__", []))
         return EXIT_MISUSE if isinstance(error, UserError) else EXIT_FAILED
@@ -123,12 +82,44 @@ def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
     return rest, found
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {str(kind.__doc__).splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+def _command_of(arguments: Sequence[str]) -> str | None:
+    """The command that the first words name, None where they name none."""
+    return next((name for name in COMMANDS if name.split() == list(arguments[: len(name.split())])), None)
+
+
+def _no_command(arguments: Sequence[str]) -> int:
+    """Help for a word that several commands begin with; else an error."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    while words and not _beginning_with(" ".join(words)):
+        words.pop()
+    group = " ".join(words)
+    rest = arguments[len(words) :]
+    if words and rest and rest[0] in _HELP:
+        print(_overview(group))
+        return 0
+    there = [name.removeprefix(f"{group} ") for name in _beginning_with(group)] if words else list(_heads())
+    given = f"no command {rest[0]!r}" if rest else "a further word is missing"
+    print(f"geoloc{f' {group}' if words else ''}: error: {given}; there are {', '.join(there)}", file=sys.stderr)
+    return EXIT_MISUSE
+
+
+def _beginning_with(group: str) -> list[str]:
+    return [name for name in COMMANDS if name.startswith(f"{group} ")]
+
+
+def _heads() -> dict[str, None]:
+    """The first words of the commands, in their order."""
+    return dict.fromkeys(name.split()[0] for name in COMMANDS)
+
+
+def _overview(group: str = "") -> str:
+    """Every command, or those that begin with the words of a group."""
+    names = _beginning_with(group) if group else list(COMMANDS)
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {str(COMMANDS[name][0].__doc__).splitlines()[0]}" for name in names]
     return "\n".join(
         [
-            "usage: geoloc COMMAND [...]",
+            f"usage: geoloc {group or 'COMMAND'} [...]",
             "",
             "Geolocate millions of photos offline: tar shards in, one row per photo out.",
             "",
@@ -142,92 +133,3 @@ def _overview() -> str:
 
 def _complain(message: str, *notes: str) -> None:
     print(f"geoloc: error: {message}", *notes, sep="\n  ", file=sys.stderr)
-
-
-def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values), flush=True)
-
-
-def _print_summary(summary: Summary) -> int:
-    values = dataclasses.asdict(summary)
-    code = int(values.pop("exit_code"))
-    del values["places"]
-    _print_json(values)
-    return code
-
-
-def _pack(config: PackConfig) -> int:
-    from geoloc_batch.stream.pack import pack_with
-
-    summary = pack_with(config)
-    if summary.ignored:
-        print(f"left out, no photos: {json.dumps(summary.ignored)}", file=sys.stderr)
-    _print_json(dataclasses.asdict(summary))
-    return EXIT_WITH_ERRORS if summary.skipped else 0
-
-
-def _embed(config: EmbedConfig) -> int:
-    from geoloc_batch.run.jobs import embed
-
-    return _print_summary(embed(config))
-
-
-def _predict(config: PredictConfig) -> int:
-    from geoloc_batch.run.photos import format_table, predict
-
-    summary = predict(config)
-    if summary.places:
-        print(format_table(summary))
-    return _print_summary(summary)
-
-
-def _status(config: StatusConfig) -> int:
-    from geoloc_batch.store.status import status
-
-    _print_json(dataclasses.asdict(status(config.out)))
-    return 0
-
-
-def _verify(config: VerifyConfig) -> int:
-    from geoloc_batch.store.verify import verify
-
-    found = verify(config.out)
-    for problem in found.problems:
-        print(problem, file=sys.stderr)
-    values = dataclasses.asdict(found)
-    del values["problems"]
-    _print_json(values)
-    return 0 if found.ok else EXIT_FAILED
-
-
-def _doctor(config: DoctorConfig) -> int:
-    from pathlib import Path
-
-    from geoloc_batch.run.doctor import examine
-
-    findings = examine(out=Path(config.out) if config.out else None)
-    for finding in findings:
-        print(f"{finding.level:<8} {finding.topic:<15} {finding.text}")
-        if finding.remedy:
-            print(f"{'':<24} -> {finding.remedy}")
-    problems = sum(finding.level == "problem" for finding in findings)
-    _print_json({"findings": len(findings), "problems": problems})
-    return EXIT_FAILED if problems else 0
-
-
-def _demo(config: DemoConfig) -> int:
-    from geoloc_batch.demo.pipeline import run_demo
-
-    _print_json(run_demo(config.out, num_places=config.places, seed=config.seed))
-    return 0
-
-
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-    "pack": (PackConfig, _pack),
-    "embed": (EmbedConfig, _embed),
-    "predict": (PredictConfig, _predict),
-    "status": (StatusConfig, _status),
-    "verify": (VerifyConfig, _verify),
-    "doctor": (DoctorConfig, _doctor),
-    "demo": (DemoConfig, _demo),
-}

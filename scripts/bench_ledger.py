@@ -94,7 +94,7 @@ def run(shards: Path, out: Path, num_photos: int) -> dict[str, float]:
     found = verify(out)
     assert summary.rows == found.rows == num_photos, f"{found.rows} rows for {num_photos} photos"
     assert found.ok, found.problems
-    (log,) = (out / "_logs").iterdir()
+    (log,) = (out / "_logs").glob("*.jsonl")
     last = json.loads(log.read_text().splitlines()[-1])
     busy, seconds = last["busy_s"], last["seconds"]
     work_s = busy["ledger"] + busy["commit"]

@@ -26,13 +26,15 @@ LEVELS = [
     {"demo"},
     {"api"},
     {"__init__"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-TORCH_FREE = ["", ".cli", ".api", ".errors", ".records", ".cpus", ".flags", ".run.config", ".model.config"]
-TORCH_FREE += [".stream.config", ".stream.packing.config", ".locate.config"]
+TORCH_FREE = ["", ".cli", ".verbs", ".api", ".errors", ".records", ".cpus", ".flags"]
+TORCH_FREE += [".run.config", ".model.config", ".stream.config", ".stream.packing.config", ".locate.config"]
+TORCH_FREE += [".evaluate.config"]
 TORCH_FREE += sorted(
     f".{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}"
     for room in ("geo", "store")

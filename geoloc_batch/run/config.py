@@ -40,17 +40,25 @@ class EmbedConfig:
 
     shards: Positional[Annotated[tuple[str, ...], arg(metavar="SHARDS")]] = ()
     """Tar shards: files, globs, brace ranges, folders, 'pipe:COMMAND', http(s) addresses."""
-    out: str
+    out: str = ""
     """Folder of the results. Run again on the same folder to go on where a run was cut off."""
+    dry_run: bool = False
+    """Read and decode alone: tells how many photos a second these shards could feed, what limits that, and how many
+    cores an encoder needs. Loads no encoder, writes nothing, needs no --out."""
+    target_images_per_second: float = 1345.0
+    """With --dry-run: the encoder's speed that cores are counted for; by default 65 % of what one H200 could do at
+    most with ViT-L/14-336 in bf16."""
     run: RunConfig = field(default_factory=RunConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
 
     def __post_init__(self) -> None:
-        if not self.out:
-            raise ConfigError("--out must not be empty: name the folder for the embeddings")
+        if not self.out and not self.dry_run:
+            raise ConfigError("--out must be given: name the folder for the embeddings")
         if not self.shards:
             raise ConfigError("no shards were given: name tar files, a glob, a brace range, a folder, pipe: or http(s)")
+        if not self.target_images_per_second > 0:
+            raise ConfigError(f"--target-images-per-second must be above 0, got {self.target_images_per_second}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +86,50 @@ class PredictConfig:
             raise ConfigError("--save-embeddings has nothing to save: --from-embeddings names stored ones already")
         if self.from_embeddings and not self.out:
             raise ConfigError("--out is missing: name the folder for the predictions")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryConfig:
+    """Execute the units of a run that ended with an error once more, where another try could help."""
+
+    out: Positional[Annotated[str, arg(metavar="OUT")]]
+    """The output folder of the run; the command that made it is taken from there."""
+    unit: tuple[int, ...] = ()
+    """Make this unit again, whatever its errors, as `geoloc verify` asks for it or because its shard was replaced by a
+    sound one; repeat the flag for several. None given takes all units with errors that another try could mend."""
+    encoder: str = ""
+    """Where the encoder is now, if elsewhere than the run's command says."""
+    head: tuple[str, ...] = ()
+    """Where the heads are now, likewise."""
+    cells: tuple[str, ...] = ()
+    """Where their cells are now, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FidelityConfig:
+    """Compare a precision with fp32 on your own photos: features, and places where heads are given. Writes nothing.
+
+    Where --precision auto stands for fp32, bf16 is compared.
+    """
+
+    shards: Positional[Annotated[tuple[str, ...], arg(metavar="SHARDS")]] = ()
+    """Tar shards as `geoloc embed` takes them."""
+    head: tuple[str, ...] = ()
+    """A head's file, as `geoloc predict` takes it; repeat the flag for several. None given compares features alone."""
+    cells: tuple[str, ...] = ()
+    """geocell_info.json of the heads' partitions: one for all, or one for each in the same order."""
+    limit: int = 512
+    """Photos to compare, in the order of the shards. Each is encoded twice."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise ConfigError("no shards were given: name tar files, a glob, a brace range, a folder, pipe: or http(s)")
+        if self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1, got {self.limit}")
+        if self.cells and not self.head:
+            raise ConfigError("--cells was given without --head: cells belong to a head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

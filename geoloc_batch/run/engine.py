@@ -3,15 +3,20 @@
 The calling thread drives the encoder; a lane of its own locates and gathers rows by unit; another writes tables and
 commits. The stream's threads read and decode. No step waits for another rank.
 
-Shape letters: B batch, N rows of a unit, D features.
+A unit with a photo whose features overflowed (fp16 ends at 65,504) is not committed but set aside, its lease in hand,
+and made again as a whole in a precision of wider range: rows of one unit never mix precisions. That happens when this
+rank has nothing else to do, or when MAX_ASIDE units wait for it.
+
+Shape letters: B batch, D features.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,40 +25,20 @@ from geoloc_batch.geo.located import Located
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.records import RowError, Sample, Unit, UnitEnd
 from geoloc_batch.run.lanes import Lane
+from geoloc_batch.run.open_unit import OpenUnit, Outputs
 from geoloc_batch.run.sources import FeatureBatch, FeatureSource
 from geoloc_batch.run.telemetry import Telemetry
+from geoloc_batch.run.transfer import Features
 from geoloc_batch.run.workers import StopSignal
-from geoloc_batch.store import tables
-from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
+from geoloc_batch.store.ledger import Execution, Ledger
+
+__all__ = ["Engine", "Outputs"]
 
 log = logging.getLogger("geoloc_batch")
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outputs:
-    """What a run writes for each unit."""
-
-    embeddings: bool
-    trees: tuple[str, ...] = ()
-    """Folder of the predictions of each locator below OUT; "" is OUT itself."""
-
-
-@dataclass(slots=True)
-class _OpenUnit:
-    """What has been gathered of a unit that is not committed yet."""
-
-    execution: Execution
-    samples: list[Sample] = field(default_factory=list)
-    features: list[NDArray[np.float32]] = field(default_factory=list)
-    located: list[list[Located]] = field(default_factory=list)
-    errors: list[RowError] = field(default_factory=list)
-    end: UnitEnd | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        return self.end is not None and len(self.samples) + len(self.errors) == self.end.num_samples
+MAX_ASIDE = 8
+"""Units that may wait to be made again: their leases keep other ranks off, and a crash costs the work on them."""
 
 
 class Engine:
@@ -76,21 +61,32 @@ class Engine:
         self._locators = locators
         self._telemetry = telemetry
         self._stop = stop
-        self._open: dict[int, _OpenUnit] = {}
-        self._write_lane: Lane[_OpenUnit] = Lane("write", self._write)
+        self._can_widen = False
+        self._open: dict[int, OpenUnit] = {}
+        self._aside: dict[int, OpenUnit] = {}
+        self._write_lane: Lane[OpenUnit] = Lane("write", self._write)
         self._locate_lane: Lane[FeatureBatch | UnitEnd] = Lane("locate", self._gather)
+        telemetry.queues |= {"locate": self._locate_lane.depth, "write": self._write_lane.depth}
 
     def run(self, source: FeatureSource) -> None:
         """Work until every unit of the plan is committed by this rank or another, or until asked to stop."""
         done = False
+        self._can_widen = source.wider is not None
         try:
-            with closing(source.features(self._units(), self._telemetry)) as items:
-                for item in items:
-                    with self._telemetry.stage("wait for locate"):
-                        self._locate_lane.put(item)
+            self._work(source, self._units())
+            while source.wider is not None and self._aside and not self._is_ending():
+                wider = source.wider()
+                self._work(wider, self._units_again(source.precision, wider.precision))
+                self._work(source, self._units())
             done = True
         finally:
             self._finish(quiet=not done)
+
+    def _work(self, source: FeatureSource, units: Iterable[Unit | None]) -> None:
+        with closing(source.features(units, self._telemetry)) as items:
+            for item in items:
+                with self._telemetry.stage("wait for locate"):
+                    self._locate_lane.put(item)
 
     def _finish(self, *, quiet: bool) -> None:
         try:
@@ -99,26 +95,55 @@ class Engine:
             try:
                 self._write_lane.close(quiet=quiet)
             finally:
-                for unit in self._open.values():
+                for unit in (*self._open.values(), *self._aside.values()):
                     self._ledger.abandon(unit.execution)
                 self._open.clear()
+                self._aside.clear()
+
+    def _is_ending(self) -> bool:
+        return self._stop.is_set() or self._locate_lane.failed or self._write_lane.failed
 
     def _units(self) -> Iterator[Unit | None]:
-        """Take leases as the stream asks for more; None where only other ranks' units are left for now."""
+        """Take leases as the stream asks for more; None where only units in work are left for now, here or elsewhere.
+
+        Ends where nothing is left at all, and where there is nothing to do but what was set aside.
+        """
         pause_s = _FIRST_WAIT_S
-        while not (self._stop.is_set() or self._locate_lane.failed or self._write_lane.failed):
-            with self._telemetry.stage("ledger"):
-                taken = self._ledger.acquire()
+        while not self._is_ending():
+            taken = self._acquire()
             if taken is None:
                 return
             if taken == "wait":
+                # What is set aside is so before it is no longer open: looked at in this order.
+                if not self._open and self._aside:
+                    return
                 yield None
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_WAIT_S)
                 continue
             pause_s = _FIRST_WAIT_S
-            self._open[taken.unit.index] = _OpenUnit(taken, located=[[] for _ in self._locators])
-            yield taken.unit
+            yield self._begin(taken, "")
+
+    def _acquire(self) -> Execution | Literal["wait"] | None:
+        if len(self._aside) >= MAX_ASIDE:
+            return "wait"
+        with self._telemetry.stage("ledger"):
+            return self._ledger.acquire()
+
+    def _units_again(self, precision: str, wider: str) -> Iterator[Unit]:
+        """The units that were set aside."""
+        for index, unit in list(self._aside.items()):
+            if self._is_ending():
+                return
+            photos = f"{unit.num_overflowed} photo{'s' * (unit.num_overflowed != 1)}"
+            remark = f"made in {wider}: {precision} gave {photos} with features that are not finite"
+            again = self._begin(unit.execution, remark)
+            del self._aside[index]
+            yield again
+
+    def _begin(self, execution: Execution, remark: str) -> Unit:
+        self._open[execution.unit.index] = OpenUnit(execution, [[] for _ in self._locators], remark)
+        return execution.unit
 
     def _gather(self, item: FeatureBatch | UnitEnd) -> None:
         """The locate lane: locate a batch, sort its rows to their units, send whole units on."""
@@ -129,40 +154,60 @@ class Engine:
             self._telemetry.count(errors=len(item.errors))
             touched = {item.unit.index}
         else:
-            touched = self._gather_batch(item)
+            with self._telemetry.stage("encode"):
+                # Waits for the device: this is the encoder's time, not the locator's.
+                item.flight.wait()
+            with item.flight.landed() as features:
+                self._gather_batch(features, item.samples)
+            touched = {sample.unit.index for sample in item.samples}
         for index in touched:
-            if self._open[index].is_whole:
-                whole = self._open[index]
-                with self._telemetry.stage("wait for write"):
-                    self._write_lane.put(whole)
-                # Only now: a unit that the lane refused is still open, and is given back at the end.
-                del self._open[index]
+            self._settle(self._open[index])
 
-    def _gather_batch(self, batch: FeatureBatch) -> set[int]:
-        with self._telemetry.stage("encode"):
-            # Waits for the device: this is the encoder's time, not the locator's.
-            features_BD: NDArray[np.float32] = batch.features_BD.cpu().numpy()
+    def _settle(self, unit: OpenUnit) -> None:
+        """Send a unit on if it is whole: to be written, or, where it has overflowed, to wait for another precision."""
+        index = unit.execution.unit.index
+        if unit.num_overflowed:
+            rows, errors = unit.drop()
+            self._telemetry.count(rows=-rows, errors=-errors)
+        if not unit.is_whole:
+            return
+        if unit.num_overflowed:
+            self._aside[index] = unit
+        else:
+            with self._telemetry.stage("wait for write"):
+                self._write_lane.put(unit)
+        # Only now: a unit that the lane refused is still open, and is given back at the end.
+        del self._open[index]
+
+    def _gather_batch(self, features: Features, samples: tuple[Sample, ...]) -> None:
+        features_BD = features.host_BD
         squared_B = np.einsum("bd,bd->b", features_BD, features_BD, dtype=np.float64)
         is_good_B = np.isfinite(squared_B) & (squared_B > 0)
-        bad = [sample for sample, good in zip(batch.samples, is_good_B, strict=True) if not good]
+        self._note_overflow(samples, np.isfinite(squared_B))
+        bad = [sample for sample, good in zip(samples, is_good_B, strict=True) if not good]
         self._refuse(bad, "encode", "the encoder's features are zero or not finite; try --precision fp32")
         kept = np.flatnonzero(is_good_B)
         with self._telemetry.stage("locate"):
-            good_BD = batch.features_BD if is_good_B.all() else batch.features_BD[kept.tolist()]
+            good_BD = features.device_BD if is_good_B.all() else features.device_BD[kept.tolist()]
             located = [locator.locate(good_BD) for locator in self._locators]
         if not all(np.isfinite(places.topk_prob).all() for places in located):
-            kept, located = self._refuse_unlocated(batch.samples, kept, located)
-        units = np.array([batch.samples[row].unit.index for row in kept], dtype=np.int64)
+            kept, located = self._refuse_unlocated(samples, kept, located)
+        units = np.array([samples[row].unit.index for row in kept], dtype=np.int64)
         for index in np.unique(units).tolist():
             rows = np.flatnonzero(units == index)
+            kept_BD = features_BD[kept[rows]] if self._outputs.embeddings else None
+            self._open[index].add([samples[kept[row]] for row in rows], kept_BD, [part.take(rows) for part in located])
+        self._telemetry.count(rows=len(kept), errors=len(samples) - len(kept))
+
+    def _note_overflow(self, samples: tuple[Sample, ...], is_finite_B: NDArray[np.bool_]) -> None:
+        if not self._can_widen or is_finite_B.all():
+            return
+        overflowed = Counter(samples[row].unit.index for row in np.flatnonzero(~is_finite_B))
+        for index, count in overflowed.items():
             unit = self._open[index]
-            unit.samples.extend(batch.samples[kept[row]] for row in rows)
-            if self._outputs.embeddings:
-                unit.features.append(features_BD[kept[rows]])
-            for gathered, places in zip(unit.located, located, strict=True):
-                gathered.append(places.take(rows))
-        self._telemetry.count(rows=len(kept), errors=len(batch.samples) - len(kept))
-        return {sample.unit.index for sample in batch.samples}
+            # In the wider precision too: then it is the photo's own error.
+            if not unit.remark:
+                unit.num_overflowed += count
 
     def _refuse_unlocated(
         self, samples: Sequence[Sample], kept: NDArray[np.intp], located: list[Located]
@@ -178,52 +223,22 @@ class Engine:
             error = RowError(sample.key, sample.shard, sample.row, stage, message, retryable=stage == "encode")
             self._open[sample.unit.index].errors.append(error)
 
-    def _write(self, unit: _OpenUnit) -> None:
+    def _write(self, unit: OpenUnit) -> None:
         """The write lane: sort the rows, write the tables, commit."""
-        end, execution = unit.end, unit.execution
-        assert end is not None
+        execution, counts = unit.execution, unit.counts
         try:
             with self._telemetry.stage("write"):
-                outputs = self._write_tables(unit)
+                paths = unit.write(self._outputs)
         except OSError:
             # A rank that was stopped for long may find its folder swept because another has won: lost, not failed.
             if not self._ledger.is_lost(execution):
                 raise
             self._ledger.abandon(execution)
             return
-        for warning in end.warnings:
+        for warning in counts.warnings:
             log.warning("%s: %s", execution.unit.source, warning)
-        if end.unit_error is not None:
-            log.warning("%s: %s", execution.unit.source, end.unit_error.message)
-        counts = UnitCounts(
-            samples=end.num_samples,
-            rows=len(unit.samples),
-            errors=len(unit.errors),
-            unit_error=end.unit_error,
-            warnings=end.warnings,
-        )
+        if counts.unit_error is not None:
+            log.warning("%s: %s", execution.unit.source, counts.unit_error.message)
         with self._telemetry.stage("commit"):
-            self._ledger.commit(execution, outputs, counts)
+            self._ledger.commit(execution, paths, counts)
         self._telemetry.count(units=1)
-
-    def _write_tables(self, unit: _OpenUnit) -> list[str]:
-        index, stage = unit.execution.unit.index, unit.execution.stage
-        # Photos come out of order from the stream; stored rows come in theirs, and may belong to several shards.
-        is_shard = unit.execution.unit.kind == "shard"
-        order = np.argsort([sample.row if is_shard else 0 for sample in unit.samples], kind="stable")
-        samples = [unit.samples[row] for row in order]
-        outputs: list[str] = []
-        if samples and self._outputs.embeddings:
-            npy, parquet = tables.embedding_paths(index)
-            tables.write_embeddings(stage(npy), stage(parquet), samples, np.concatenate(unit.features)[order])
-            outputs += [npy, parquet]
-        for tree, parts in zip(self._outputs.trees, unit.located, strict=True):
-            if samples:
-                path = tables.predictions_path(index, tree)
-                tables.write_predictions(stage(path), samples, Located.concatenate(parts).take(order))
-                outputs.append(path)
-        if unit.errors:
-            path = tables.errors_path(index)
-            tables.write_errors(stage(path), sorted(unit.errors, key=lambda error: error.row))
-            outputs.append(path)
-        return outputs

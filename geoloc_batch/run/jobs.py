@@ -1,52 +1,52 @@
-"""What the commands embed and predict do: load the parts, open the ledger, run the engine, sum up."""
+"""What the commands embed, predict and retry do: load the parts, open the ledger, let it be driven."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from geoloc_batch.errors import OutputError
+from geoloc_batch.errors import ConfigError, OutputError
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.factory import build_locators
 from geoloc_batch.locate.locator import Locator
-from geoloc_batch.model.config import EncoderConfig
-from geoloc_batch.model.encoder import Encoder, load_encoder
+from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.model.hub import fetch
 from geoloc_batch.records import Unit
-from geoloc_batch.run.config import EmbedConfig, PredictConfig, RunConfig, Summary
-from geoloc_batch.run.engine import Engine, Outputs
-from geoloc_batch.run.sources import FeatureSource, PhotoSource, StoredSource, origin_of
-from geoloc_batch.run.telemetry import Telemetry
+from geoloc_batch.run.command import read_command, record_command
+from geoloc_batch.run.config import EmbedConfig, PredictConfig, RetryConfig, RunConfig, Summary
+from geoloc_batch.run.drive import EXIT_INCOMPLETE, Adopt, drive
+from geoloc_batch.run.encoders import (
+    REFERENCE,
+    adopt_settings,
+    explained_shortage,
+    load,
+    wider_precision,
+)
+from geoloc_batch.run.engine import Outputs
+from geoloc_batch.run.first_batch import FirstBatch
+from geoloc_batch.run.sources import PhotoSource, StoredSource, origin_of
 from geoloc_batch.run.workers import StopSignal, Worker, this_worker
 from geoloc_batch.store.features import plan_embeddings, read_features
-from geoloc_batch.store.ledger import Ledger, Totals
-from geoloc_batch.stream.config import StreamConfig
+from geoloc_batch.store.ledger import Ledger
+from geoloc_batch.store.pin import read_config, refuse_object_store
 from geoloc_batch.stream.shards import expand_shards, plan_units
 
 log = logging.getLogger("geoloc_batch")
 
 SCHEMA_VERSION = 1
-EXIT_COMPLETE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 0, 3, 75
 
 
 def embed(config: EmbedConfig) -> Summary:
     """Turn shards into embeddings. Errors as in geoloc_batch.errors."""
-    job = _PhotoJob(
-        shards=config.shards,
-        out=config.out,
-        run=config.run,
-        encoder=config.encoder,
-        stream=config.stream,
-        embeddings=True,
-    )
     with StopSignal() as stop:
-        return job.execute(stop)
+        return _PhotoJob(config).execute(stop)
 
 
 def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
@@ -61,48 +61,82 @@ def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
     with StopSignal() as stop:
         if config.from_embeddings:
             return _predict_stored(config, stop)
-        job = _PhotoJob(
-            shards=config.shards,
-            out=config.out,
-            run=config.run,
-            encoder=config.encoder,
-            stream=config.stream,
-            embeddings=config.save_embeddings,
-            locate=config.locate,
-            inputs=inputs,
-        )
-        return job.execute(stop)
+        return _PhotoJob(config, inputs).execute(stop)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def retry(config: RetryConfig) -> Summary:
+    """Execute units of an OUT once more, with the command that made it. Errors as in geoloc_batch.errors."""
+    refuse_object_store(config.out)
+    read_config(Path(config.out))
+    command = read_command(Path(config.out))
+    given = _moved(command.config, config)
+    with StopSignal() as stop:
+        if isinstance(given, PredictConfig) and given.from_embeddings:
+            return _predict_stored(given, stop, partial(_adopt_retries, config))
+        return _PhotoJob(given, command.inputs).execute(stop, partial(_adopt_retries, config))
+
+
+def _moved(command: EmbedConfig | PredictConfig, config: RetryConfig) -> EmbedConfig | PredictConfig:
+    """The command with its parts where the user says that they are now."""
+    if config.encoder:
+        command = dataclasses.replace(command, encoder=dataclasses.replace(command.encoder, encoder=config.encoder))
+    if isinstance(command, PredictConfig):
+        locate = command.locate
+        locate = dataclasses.replace(locate, head=config.head or locate.head, cells=config.cells or locate.cells)
+        command = dataclasses.replace(command, locate=locate)
+    elif config.head or config.cells:
+        raise ConfigError(f"{config.out} was made by geoloc embed, which has no heads; leave out --head and --cells")
+    return command
+
+
+def _adopt_retries(config: RetryConfig, ledger: Ledger) -> Sequence[Unit]:
+    is_chosen = (lambda counts: False) if config.unit else (lambda counts: counts.is_retryable)
+    units = ledger.adopt_retries(is_chosen, config.unit)
+    log.info("retrying %d units", len(units))
+    return units
+
+
 class _PhotoJob:
     """From shards of photos to what is asked for."""
 
-    shards: Sequence[str]
-    out: str
-    run: RunConfig
-    encoder: EncoderConfig
-    stream: StreamConfig
-    embeddings: bool
-    locate: LocateConfig | None = None
-    inputs: Sequence[str] = ()
+    def __init__(self, config: EmbedConfig | PredictConfig, inputs: Sequence[str] = ()) -> None:
+        self.config, self.inputs = config, inputs
+        self.run, self.encoder, self.stream = config.run, config.encoder, config.stream
+        self.locate = config.locate if isinstance(config, PredictConfig) else None
+        self.embeddings = isinstance(config, EmbedConfig) or config.save_embeddings
 
-    def execute(self, stop: StopSignal) -> Summary:
-        units = plan_units(expand_shards(self.shards), limit=self.run.limit)
+    def execute(self, stop: StopSignal, adopt: Adopt | None = None) -> Summary:
+        """Work on the units of the shards, or on those that `adopt` takes up."""
+        if adopt is None:
+            # Before anything is loaded: a shard that is misspelt is told at once.
+            units = plan_units(expand_shards(self.config.shards), limit=self.run.limit)
+            adopt = partial(Ledger.adopt_plan, units=units)
         worker = this_worker()
-        encoder = _load(self.encoder, worker)
+        encoder = load(self.encoder, worker.device)
         locators = _locators(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
         pinned = self._pinned(encoder, locators)
-        with closing(Ledger(self.out, beat_s=self.run.heartbeat_s)) as ledger:
+        with closing(Ledger(self.config.out, beat_s=self.run.heartbeat_s)) as ledger:
             adoptable = self._left_open()
             effective = ledger.open(pinned, adoptable=adoptable)
             if any(effective[name] != pinned[name] for name in adoptable):
                 log.info("adopting what the first rank pinned: %s", {name: effective[name] for name in adoptable})
-                encoder = _load(_adopt(self.encoder, effective), worker)
+                encoder = load(adopt_settings(self.encoder, effective), worker.device)
             log.info("encoder: %s", encoder.summary())
-            source = PhotoSource(encoder, self.stream, stop)
+            record_command(ledger.out, self.config, self.inputs)
+            source = self._source(encoder, locators, worker, ledger.out, stop)
             outputs = _outputs(locators, self.embeddings)
-            return _drive(ledger, units, source, outputs, locators, self.run, worker, stop)
+            with explained_shortage(encoder, f"pass a smaller one, and another --out: {ledger.out} was pinned to it"):
+                return drive(ledger, adopt, source, outputs, locators, self.run, worker, stop)
+
+    def _source(
+        self, encoder: Encoder, locators: Sequence[Locator], worker: Worker, out: Path, stop: StopSignal
+    ) -> PhotoSource:
+        wider = wider_precision(encoder.precision, encoder.device)
+        sample = None
+        if encoder.precision != REFERENCE and worker.rank == 0:
+            sample = FirstBatch(encoder, locators, out / "_logs" / f"{worker.name}.fidelity.json")
+        make_wider = partial(encoder.at_precision, wider) if wider else None
+        return PhotoSource(encoder, self.stream, stop, make_wider=make_wider, sample=sample)
 
     def _pinned(self, encoder: Encoder, locators: Sequence[Locator]) -> dict[str, Any]:
         """Everything that decides what the rows are."""
@@ -116,6 +150,7 @@ class _PhotoJob:
             "precision": encoder.precision,
             "compile": encoder.compiled,
             "batch_size": encoder.batch_size,
+            "decode": "fast" if self.stream.fast_decode else "exact",
             "apply_orientation": self.stream.apply_orientation,
             "max_pixels": self.stream.max_pixels,
         }
@@ -128,12 +163,12 @@ class _PhotoJob:
         is_left_open = {
             "precision": self.encoder.precision == "auto",
             "compile": self.encoder.compile == "auto",
-            "batch_size": self.encoder.batch_size == 0,
+            "batch_size": self.encoder.given_batch_size is None,
         }
         return [name for name, is_open in is_left_open.items() if is_open]
 
 
-def _predict_stored(config: PredictConfig, stop: StopSignal) -> Summary:
+def _predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None = None) -> Summary:
     """From stored embeddings to places."""
     units = _limited(plan_embeddings(config.from_embeddings), config.run.limit)
     worker = this_worker()
@@ -147,9 +182,11 @@ def _predict_stored(config: PredictConfig, stop: StopSignal) -> Summary:
     }
     with closing(Ledger(config.out, beat_s=config.run.heartbeat_s)) as ledger:
         ledger.open(pinned)
+        record_command(ledger.out, config)
         outputs = _outputs(locators, embeddings=False)
         source = StoredSource(worker.device)
-        summary = _drive(ledger, units, source, outputs, locators, config.run, worker, stop)
+        adopt = adopt or partial(Ledger.adopt_plan, units=units)
+        summary = drive(ledger, adopt, source, outputs, locators, config.run, worker, stop)
     if origin.num_missing and config.run.limit is None:
         log.warning(
             "%s is not complete: %d of its units are missing; finish it, then run the same command again",
@@ -171,71 +208,6 @@ def _limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
         taken.append(dataclasses.replace(unit, max_rows=limit))
         limit -= read_features(unit.source).num_rows
     return taken
-
-
-def _drive(
-    ledger: Ledger,
-    units: Sequence[Unit],
-    source: FeatureSource,
-    outputs: Outputs,
-    locators: Sequence[Locator],
-    run: RunConfig,
-    worker: Worker,
-    stop: StopSignal,
-) -> Summary:
-    """Run the engine over what is left of the plan, and sum up."""
-    plan = ledger.adopt_plan(units)
-    for warning in ledger.warnings:
-        log.warning("%s", warning)
-    stop.defer()
-    telemetry = Telemetry(
-        ledger.out / "_logs" / f"{worker.name}.jsonl", total_bytes=sum(unit.num_bytes for unit in plan)
-    )
-    try:
-        Engine(ledger, outputs, locators, telemetry, stop).run(source)
-    finally:
-        telemetry.close()
-    totals = ledger.totals()
-    return Summary(
-        units=totals.units,
-        samples=totals.samples,
-        rows=totals.rows,
-        errors=totals.errors,
-        unit_errors=totals.units_failed,
-        seconds=round(telemetry.seconds, 3),
-        images_per_second=round(telemetry.images_per_second(), 3),
-        limiting_stage=telemetry.limiting_stage(),
-        out=str(ledger.out),
-        exit_code=_exit_code(totals, run.max_error_rate),
-    )
-
-
-def _exit_code(totals: Totals, max_error_rate: float) -> int:
-    if totals.done < totals.units:
-        return EXIT_INCOMPLETE
-    if totals.units_failed or totals.errors > max_error_rate * totals.samples:
-        return EXIT_WITH_ERRORS
-    return EXIT_COMPLETE
-
-
-def _load(config: EncoderConfig, worker: Worker) -> Encoder:
-    return load_encoder(
-        config.encoder,
-        tap=config.tap,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        compile=config.compile,
-        device=worker.device,
-    )
-
-
-def _adopt(config: EncoderConfig, effective: Mapping[str, Any]) -> EncoderConfig:
-    return dataclasses.replace(
-        config,
-        precision=effective["precision"],
-        compile="on" if effective["compile"] else "off",
-        batch_size=effective["batch_size"],
-    )
 
 
 def _locators(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from geoloc_batch.stream.stats import Depth
 
 Item = TypeVar("Item")
 _POLL_S = 0.2
@@ -27,6 +30,7 @@ class Lane(Generic[Item]):
         self._work = work
         self._queue: queue.Queue[Item | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
+        self._depth, self._depth_lock, self._started = Depth(), threading.Lock(), time.perf_counter()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -41,6 +45,13 @@ class Lane(Generic[Item]):
         """Whether `work` has raised."""
         return self._error is not None
 
+    def depth(self) -> tuple[int, float]:
+        """How many items wait, now and on average since the lane was made; the one at work does not count."""
+        with self._depth_lock:
+            seconds = max(time.perf_counter() - self._started, 1e-9)
+            # An item may be taken in the moment between its coming and its being counted.
+            return max(0, self._depth.now), max(0.0, self._depth.area_s() / seconds)
+
     def close(self, *, quiet: bool = False) -> None:
         """Wait until every item is done; raises the lane's exception unless `quiet`."""
         self._put(None)
@@ -54,11 +65,18 @@ class Lane(Generic[Item]):
                 self._queue.put(item, timeout=_POLL_S)
             except queue.Full:
                 continue
+            self._count(item, 1)
             return
 
     def _run(self) -> None:
         try:
             while (item := self._queue.get()) is not None:
+                self._count(item, -1)
                 self._work(item)
         except BaseException as error:
             self._error = error
+
+    def _count(self, item: Item | None, change: int) -> None:
+        if item is not None:
+            with self._depth_lock:
+                self._depth.add(change)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from geoloc_batch.errors import InputError, OutputError
 from geoloc_batch.run import jobs
 from geoloc_batch.run.config import PhotoPlace, PredictConfig, Summary
+from geoloc_batch.run.drive import EXIT_WITH_ERRORS
 from geoloc_batch.store.pin import PACKED, refuse_foreign
 from geoloc_batch.stream.pack import pack
 from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS
@@ -102,7 +103,7 @@ def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
         num_packed = _pack_once(photos, out)
         skipped = _skipped(out / PACKED)
         encoder = config.encoder
-        if not encoder.batch_size:
+        if encoder.given_batch_size is None:
             # A batch is always padded to its full size: one photo shall not cost what 32 do.
             encoder = dataclasses.replace(encoder, batch_size=min(_SMALL_BATCH, max(1, num_packed)))
         located = dataclasses.replace(config, shards=(str(out / PACKED),), out=str(out), encoder=encoder)
@@ -114,7 +115,7 @@ def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
             samples=summary.samples + len(skipped),
             errors=summary.errors + len(skipped),
             places=tuple(places),
-            exit_code=summary.exit_code or (jobs.EXIT_WITH_ERRORS if skipped else 0),
+            exit_code=summary.exit_code or (EXIT_WITH_ERRORS if skipped else 0),
         )
 
 

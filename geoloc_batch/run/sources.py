@@ -5,19 +5,21 @@ Shape letters: B batch, D features.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
 
 from geoloc_batch.errors import InputError
 from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.records import Sample, Unit, UnitEnd, UnitError
+from geoloc_batch.run.first_batch import FirstBatch
 from geoloc_batch.run.telemetry import Telemetry
+from geoloc_batch.run.transfer import Features, Flight, Landed, transfer_for
 from geoloc_batch.run.workers import StopSignal
 from geoloc_batch.store.features import read_features
 from geoloc_batch.store.pin import RUN_FILE, read_config
@@ -28,10 +30,10 @@ from geoloc_batch.stream.config import StreamConfig
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """Features of real photos alone: padding is dropped."""
+    """Features of real photos alone, on their way: padding is dropped."""
 
-    features_BD: Tensor
-    """[B, D] float32 on the run's device, as the tap gives them, never normalised."""
+    flight: Flight
+    """Gives [B, D]."""
     samples: tuple[Sample, ...]
     """B of them."""
 
@@ -42,8 +44,18 @@ Items: TypeAlias = Generator[FeatureBatch | UnitEnd, None, None]
 class FeatureSource(Protocol):
     """Gives features of units, and says when a unit is through."""
 
+    @property
+    def precision(self) -> str:
+        """Of the arithmetic that the features came from."""
+        ...
+
     def features(self, units: Iterable[Unit | None], telemetry: Telemetry) -> Items:
         """Read `units` as they come; None among them asks to hand over what is only partly filled."""
+        ...
+
+    @property
+    def wider(self) -> Callable[[], FeatureSource] | None:
+        """Makes a source of the same units in a precision of wider range; None where that would gain nothing."""
         ...
 
 
@@ -54,12 +66,29 @@ class PhotoSource:
         encoder: its batch size and image size shape the stream's batches.
         config: of the stream.
         stop: when it is set, the stream is closed even while it waits for a slow shard.
+        make_wider: makes the encoder in a precision of wider range; called once, when a unit needs it. None where the
+            encoder's own is wide enough.
+        sample: is shown the first batch.
     """
 
-    def __init__(self, encoder: Encoder, config: StreamConfig, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        config: StreamConfig,
+        stop: StopSignal,
+        *,
+        make_wider: Callable[[], Encoder] | None = None,
+        sample: FirstBatch | None = None,
+    ) -> None:
+        self.precision = encoder.precision
         self._encoder = encoder
         self._config = config
         self._stop = stop
+        self.wider: Callable[[], FeatureSource] | None = None
+        if make_wider is not None:
+            self.wider = cache(lambda: PhotoSource(make_wider(), config, stop))
+        self._sample = sample
+        self._transfer = transfer_for(encoder)
 
     def features(self, units: Iterable[Unit | None], telemetry: Telemetry) -> Items:
         """As the protocol says; each step of the encoder sees one fixed shape."""
@@ -72,46 +101,24 @@ class PhotoSource:
             pin_memory=encoder.device.type == "cuda",
         )
         items = iter(stream)
+        telemetry.begin_stream()
         with closing(stream), self._stop.calling(stream.close):
             while True:
                 with telemetry.stage("wait"):
                     item = next(items, None)
-                _measure(stream, telemetry)
+                telemetry.observe(stream.stats())
                 if item is None or self._stop.is_set():
                     return
                 if isinstance(item, Batch):
                     with telemetry.stage("encode"):
-                        features = self._encode(item)
-                    yield features
+                        flight = self._start(item)
+                    yield FeatureBatch(flight, item.samples)
                 else:
                     yield item
 
-    def _encode(self, batch: Batch) -> FeatureBatch:
-        pixels = batch.pixels.to(self._encoder.device, non_blocking=True)
-        if pixels.device.type == "cuda":
-            # The buffer goes back to the decoders once it has been copied, long before the encoder is through with it.
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
-            features = self._encoder.encode(pixels)
-            copied.synchronize()
-        else:
-            features = self._encoder.encode(pixels)
-        batch.release()
-        return FeatureBatch(features[: len(batch.samples)], batch.samples)
-
-
-def _measure(stream: BatchStream, telemetry: Telemetry) -> None:
-    stats = stream.stats()
-    decode_share = stats.decode_busy_s / max(1, stats.decode_threads)
-    telemetry.stream_stage = "read" if stats.read_busy_s > decode_share else "decode"
-    telemetry.bytes_read = stats.bytes_read
-    telemetry.extra["stream"] = {
-        "read_busy_s": round(stats.read_busy_s, 3),
-        "decode_busy_s": round(stats.decode_busy_s, 3),
-        "decode_threads": stats.decode_threads,
-        "photos": stats.photos,
-        "bytes_read": stats.bytes_read,
-    }
+    def _start(self, batch: Batch) -> Flight:
+        sample, self._sample = self._sample, None
+        return self._transfer.start(batch) if sample is None else sample.watch(batch, self._transfer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,13 +160,15 @@ class StoredSource:
         batch_size: rows per step.
     """
 
+    precision = "fp32"
+    wider = None
+
     def __init__(self, device: torch.device, *, batch_size: int = 4096) -> None:
         self._device = device
         self._batch_size = batch_size
 
     def features(self, units: Iterable[Unit | None], telemetry: Telemetry) -> Items:
         """As the protocol says; a pair that cannot be read is a unit error."""
-        telemetry.stream_stage = "read"
         for unit in units:
             if unit is not None:
                 yield from self._unit(unit, telemetry)
@@ -172,10 +181,11 @@ class StoredSource:
             num_rows = stored.num_rows if unit.max_rows is None else min(unit.max_rows, stored.num_rows)
             for start in range(0, num_rows, self._batch_size):
                 stop = min(start + self._batch_size, num_rows)
-                with telemetry.stage("wait"):
-                    features_BD = torch.from_numpy(stored.features(start, stop)).to(self._device)
+                with telemetry.stage("read"):
+                    features_BD = stored.features(start, stop)
+                    flight = Landed(Features(features_BD, torch.from_numpy(features_BD).to(self._device)))
                     samples = tuple(stored.samples(unit, start, stop))
-                yield FeatureBatch(features_BD, samples)
+                yield FeatureBatch(flight, samples)
                 done = stop
         except (InputError, OSError) as failure:
             error = UnitError(unit.shard, str(failure), -1, None, retryable=True)

@@ -1,4 +1,8 @@
-"""Where the time goes: timers per stage, progress for people, a log for `geoloc status`."""
+"""Where the time goes: timers per stage, depths of queues, progress for people, a log.
+
+A stage's busy time is that of one thread, or the mean of several threads that do the same work; over the seconds of the
+run it gives the share of the time that the stage worked. The busiest stage is the one that the others wait for.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,25 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from geoloc_batch.stream.stats import StreamStats
+
 LINE_EVERY_S = 30.0
 WINDOW_S = 60.0
-# Stages in which a thread of the engine works; those that begin with "wait" tell who waited for whom.
-WORKING = ("encode", "locate", "write", "commit", "ledger")
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "read": ("read",),
+    "decode": ("decode",),
+    "encode": ("encode",),
+    "locate": ("locate",),
+    "write": ("write", "commit"),
+    "ledger": ("ledger",),
+}
+"""What may limit a run, and the timers that count for it: one thread writes and commits. Other timers are waits."""
 
 
 class Telemetry:
@@ -41,9 +55,11 @@ class Telemetry:
         self.errors = 0
         self.units = 0
         self.bytes_read = 0
-        self.stream_stage = "decode"
-        self.extra: dict[str, Any] = {}
-        """Further measurements for the log (threads, batches, the encoder's summary)."""
+        self.queues: dict[str, Callable[[], tuple[int, float]]] = {}
+        """Queues between threads: how many things stand in each, now and on average."""
+        self._stream_stats: StreamStats | None = None
+        self._ended_busy_s = {"read": 0.0, "decode": 0.0}
+        self._ended_bytes = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -72,15 +88,36 @@ class Telemetry:
         """Over the lifetime."""
         return self.rows / self.seconds if self.rows else 0.0
 
+    def begin_stream(self) -> None:
+        """Another stream follows those of this run that have ended: theirs is added to what it will measure."""
+        with self._lock:
+            self._ended_busy_s = {name: self._busy_s.get(name, 0.0) for name in self._ended_busy_s}
+            self._ended_bytes = self.bytes_read
+
+    def observe(self, stats: StreamStats) -> None:
+        """Take over what the stream measured of itself so far."""
+        # A thread that waits for memory waits for its fellows: it is no less at work than they are.
+        decode_s = (stats.decode_busy_s + stats.memory_wait_s) / max(1, stats.decode_threads)
+        with self._lock:
+            self._stream_stats = stats
+            self.bytes_read = self._ended_bytes + stats.bytes_read
+            self._busy_s["read"] = self._ended_busy_s["read"] + stats.read_busy_s
+            self._busy_s["decode"] = self._ended_busy_s["decode"] + decode_s
+
+    def busy(self) -> dict[str, float]:
+        """Share of the time that each stage worked, 0 to 1; stages that did not occur are left out."""
+        seconds = max(self.seconds, 1e-9)
+        return {stage: min(1.0, spent / seconds) for stage, spent in self._stages_s().items()}
+
     def limiting_stage(self) -> str:
-        """The stage that the others wait for: the engine's busiest, or, when it mostly waits, the stream's."""
-        waiting = self._busy_s.get("wait", 0.0)
-        busy = {name: self._busy_s[name] for name in WORKING if name in self._busy_s}
-        name, most = max(busy.items(), key=lambda item: item[1], default=("none", 0.0))
-        return self.stream_stage if waiting > most else name
+        """The busiest stage, which the others wait for; "none" before anything was done."""
+        busy_s = self._stages_s()
+        return max(busy_s, key=lambda stage: busy_s[stage], default="none")
 
     def snapshot(self) -> dict[str, Any]:
         """All measurements as one JSON object."""
+        with self._lock:
+            timers = {name: round(value, 3) for name, value in sorted(self._busy_s.items())}
         return {
             "seconds": round(self.seconds, 3),
             "rows": self.rows,
@@ -89,9 +126,11 @@ class Telemetry:
             "images_per_second": round(self.images_per_second(), 3),
             "images_per_second_last_minute": round(self._recent_rate(), 3),
             "limiting_stage": self.limiting_stage(),
-            "busy_s": {name: round(value, 3) for name, value in sorted(self._busy_s.items())},
+            "busy": {stage: round(share, 4) for stage, share in self.busy().items()},
+            "busy_s": timers,
+            "queues": self._depths(),
             "bytes_read": self.bytes_read,
-            **self.extra,
+            **self._stream_measurements(),
         }
 
     def close(self) -> None:
@@ -99,6 +138,28 @@ class Telemetry:
         self._write_log(final=True)
         if self._bar is not None:
             self._bar.close()
+
+    def _stages_s(self) -> dict[str, float]:
+        """Seconds that each stage worked so far."""
+        with self._lock:
+            busy_s = {stage: sum(self._busy_s.get(name, 0.0) for name in names) for stage, names in STAGES.items()}
+        return {stage: spent for stage, spent in busy_s.items() if spent}
+
+    def _depths(self) -> dict[str, dict[str, float]]:
+        depths = {name: depth() for name, depth in self.queues.items()}
+        if (stats := self._stream_stats) is not None:
+            depths["photos"] = stats.samples_queued, stats.mean_samples_queued
+            depths["batches"] = stats.batches_ready, stats.mean_batches_ready
+        return {name: {"now": now, "mean": round(mean, 3)} for name, (now, mean) in sorted(depths.items())}
+
+    def _stream_measurements(self) -> dict[str, Any]:
+        """Everything that the stream measured, seconds rounded."""
+        if self._stream_stats is None:
+            return {}
+        values = asdict(self._stream_stats)
+        return {
+            "stream": {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
+        }
 
     def _recent_rate(self) -> float:
         now = time.monotonic()

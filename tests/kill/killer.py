@@ -1,9 +1,12 @@
-"""Runs `geoloc embed` killed at every file operation in turn, then resumed; prints what it found as JSON.
+"""Runs `geoloc embed`, or `retry`, killed at every file operation in turn, then again; prints what it found as JSON.
 
-    LD_PRELOAD=shim.so python killer.py SHIM SHARDS SCRATCH [KIND ...]
+    LD_PRELOAD=shim.so python killer.py SHIM embed SHARDS SCRATCH [KIND ...]
+    LD_PRELOAD=shim.so python killer.py SHIM retry SHARDS SCRATCH [KIND ...]
 
-The command runs in forked children of one process that has everything imported, so that a trial takes a fraction of a
-second. The shim (shim.c) kills a child just before its N-th operation of one kind under its output folder.
+A retry starts from SCRATCH/before, the output folder of a run over damaged shards, which have been replaced by SHARDS
+since. The command runs in forked children of one process that has everything imported, so that a trial takes a
+fraction of a second. The shim (shim.c) kills a child just before its N-th operation of one kind under its output
+folder.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,20 +41,43 @@ def tree(out: Path) -> dict[str, bytes]:
     }
 
 
-def run(out: Path, shards: str) -> int:
-    """The command, quietly. A damaged photo among the shards makes exit code 3 the right one."""
+@dataclass(frozen=True)
+class Case:
+    """What is killed, and what must come of it all the same."""
+
+    shim: ctypes.CDLL
+    scratch: Path
+    command: tuple[str, ...]
+    is_retry: bool
+    whole: dict[str, bytes]
+    code: int
+    """Exit code of an undisturbed run."""
+
+    def run(self, out: Path) -> int:
+        """The command, quietly."""
+        return quietly(*(word.replace("OUT", str(out)) for word in self.command))
+
+    def prepare(self, out: Path) -> None:
+        """What is there before the command."""
+        shutil.rmtree(out, ignore_errors=True)
+        if self.is_retry:
+            shutil.copytree(self.scratch / "before", out)
+
+
+def quietly(*arguments: str) -> int:
+    """A command without its words."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return main(["embed", shards, "--out", str(out), "--encoder", "demo", "--batch-size", "4"])
+        return main(list(arguments))
 
 
-def in_child(shim: ctypes.CDLL, out: Path, shards: str, kind: str, at: int) -> int:
+def in_child(case: Case, out: Path, kind: str, at: int) -> int:
     """Run the command in a fork, killed at the `at`-th operation; its wait status."""
     child = os.fork()
     if child == 0:
-        shim.kill_shim_arm(kind.encode(), at, str(out).encode())
+        case.shim.kill_shim_arm(kind.encode(), at, str(out).encode())
         code = 70
         try:
-            code = run(out, shards)
+            code = case.run(out)
         finally:
             os._exit(code)
     end = time.monotonic() + 120
@@ -64,20 +91,20 @@ def in_child(shim: ctypes.CDLL, out: Path, shards: str, kind: str, at: int) -> i
         time.sleep(0.002)
 
 
-def trials(shim: ctypes.CDLL, scratch: Path, shards: str, kind: str, whole: dict[str, bytes]) -> int:
+def trials(case: Case, kind: str) -> int:
     """Kill at 1, 2, 3, ... until a run gets through; the number of kills. Raises where a resumed run differs."""
     at = 0
     while True:
         at += 1
-        out = scratch / "out"
-        shutil.rmtree(out, ignore_errors=True)
-        status = in_child(shim, out, shards, kind, at)
+        out = case.scratch / "out"
+        case.prepare(out)
+        status = in_child(case, out, kind, at)
         was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         if was_killed:
-            status = in_child(shim, out, shards, "none", 0)
-        if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != 3:
+            status = in_child(case, out, "none", 0)
+        if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != case.code:
             raise AssertionError(f"{kind} {at}: the run ended with wait status {status}")
-        if tree(out) != whole:
+        if tree(out) != case.whole:
             raise AssertionError(f"{kind} {at}: the results differ from an undisturbed run's")
         with contextlib.redirect_stdout(io.StringIO()) as said:
             if main(["verify", str(out)]) != 0:
@@ -88,16 +115,17 @@ def trials(shim: ctypes.CDLL, scratch: Path, shards: str, kind: str, whole: dict
 
 def all_trials() -> None:
     """As the module says."""
-    library, shards, scratch = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    library, name, shards, scratch = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
     shim = ctypes.CDLL(library)
     shim.kill_shim_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_char_p]
     # With one thread torch keeps no pool, which a fork would leave without its threads.
     torch.set_num_threads(1)
-    assert run(scratch / "whole", shards) == 3
-    whole = tree(scratch / "whole")
-    kinds = sys.argv[4:] or KINDS
-    found = {kind: trials(shim, scratch, shards, kind, whole) for kind in kinds}
-    print(json.dumps({"kills": found, "files": sorted(whole)}))
+    embed = ("embed", shards, "--out", "OUT", "--encoder", "demo", "--batch-size", "4")
+    code = quietly(*(word.replace("OUT", str(scratch / "whole")) for word in embed))
+    command = embed if name == "embed" else ("retry", "OUT", "--unit", "0", "--unit", "1")
+    case = Case(shim, scratch, command, name == "retry", tree(scratch / "whole"), code)
+    found = {kind: trials(case, kind) for kind in sys.argv[5:] or KINDS}
+    print(json.dumps({"kills": found, "files": sorted(case.whole), "code": code}))
 
 
 if __name__ == "__main__":

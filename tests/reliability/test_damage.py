@@ -16,7 +16,7 @@ from reliability_samples import DAMAGES, SOUND_KEYS, Damage, as_ordinary_user, m
 
 from geoloc_batch.cli import main
 from geoloc_batch.model.encoder import Encoder
-from geoloc_batch.store.marker import Marker, read_marker
+from geoloc_batch.store.marker import Marker, standing_marker
 
 LONGEST_S = 60
 BATCH = 4
@@ -56,7 +56,7 @@ class Outcome:
         assert self.summary["unit_errors"] == sum(self.marker(unit).counts.unit_error is not None for unit in (0, 1))
 
     def marker(self, unit: int) -> Marker:
-        marker = read_marker(self.out, unit)
+        marker = standing_marker(self.out, unit)
         assert marker is not None
         return marker
 
@@ -136,7 +136,7 @@ def test_an_unreadable_shard_is_a_unit_error(shards: Path, tmp_path: Path, capsy
         run = Outcome(shards, tmp_path / "out", capsys)
     error = run.marker(0).counts.unit_error
     assert error is not None
-    assert (error.offset, error.bytes_unread, error.retryable) == (-1, len(sound()), False)
+    assert (error.offset, error.bytes_unread, error.retryable) == (-1, len(sound()), True)
     assert "Permission denied" in error.message
     assert (run.code, run.keys(), run.keys(unit=1)) == (3, [], ["s0", "s1", "s2"])
 
@@ -198,6 +198,8 @@ def test_a_shard_replaced_before_it_is_opened_gives_the_rows_of_the_new_file(
     at_first_batch(lambda: os.replace(tmp_path / "new.tar", shards / "a.tar"))
     run = Outcome(shards, tmp_path / "out", capsys)
     assert (run.code, run.keys(), len(run.keys(unit=1))) == (0, ["n0", "n1"], MANY)
+    (warning,) = run.marker(0).counts.warnings
+    assert f"had {len(sound())} bytes when it was planned" in warning
 
 
 def test_a_shard_that_vanishes_before_it_is_opened_is_a_unit_error(
@@ -209,7 +211,7 @@ def test_a_shard_that_vanishes_before_it_is_opened_is_a_unit_error(
     run = Outcome(shards, tmp_path / "out", capsys)
     error = run.marker(0).counts.unit_error
     assert error is not None
-    assert (error.offset, error.retryable) == (-1, False)
+    assert (error.offset, error.retryable) == (-1, True)
     assert "No such file" in error.message
     assert (run.code, run.keys(), len(run.keys(unit=1))) == (3, [], MANY)
 
@@ -226,13 +228,13 @@ def test_a_shard_that_was_replaced_after_its_unit_was_done_keeps_its_rows_and_is
     assert "its rows stay" in caplog.text
 
 
-def test_a_unit_whose_marker_is_removed_is_done_again(
+def test_a_shard_that_was_replaced_by_a_sound_one_is_made_again_by_a_retry(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shards / "a.tar").write_bytes(sound()[:-9000])
     before = Outcome(shards, tmp_path / "out", capsys)
     assert before.code == 3
     (shards / "a.tar").write_bytes(sound())
-    (tmp_path / "out" / "_done" / "000" / "000000.json").unlink()
+    assert main(["retry", str(tmp_path / "out"), "--unit", "0"]) == 0
     after = Outcome(shards, tmp_path / "out", capsys)
     assert (after.code, after.keys()) == (0, SOUND_KEYS)

@@ -17,7 +17,7 @@ import pytest
 from reliability_ranks import Executions, Family, Rank, catch, units_done, units_held, wait_for
 from small_world import draw_jpeg, make_shards, tree_bytes, write_tar
 
-from geoloc_batch.store.marker import read_marker
+from geoloc_batch.store.marker import standing_marker
 
 NUM_UNITS, PHOTOS_EACH = 12, 6
 FLAGS = ["--encoder", "demo", "--batch-size", "8"]
@@ -129,7 +129,7 @@ def test_a_photo_that_kills_the_decoder_costs_its_unit_alone(family: Family, tmp
         assert executions.by_unit()[2] == 3 + 1
     assert codes == [-signal.SIGSEGV] * 3 + [3]
     assert units_done(out) == set(range(5))
-    markers = {unit: read_marker(out, unit) for unit in range(5)}
+    markers = {unit: standing_marker(out, unit) for unit in range(5)}
     assert [unit for unit, marker in markers.items() if marker is not None and marker.quarantined] == [2]
     assert markers[2] is not None
     error = markers[2].counts.unit_error

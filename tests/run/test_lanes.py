@@ -55,3 +55,25 @@ def test_a_failure_reaches_the_caller_and_nobody_hangs() -> None:
     with pytest.raises(RuntimeError, match="no room"):
         lane.close()
     lane.close(quiet=True)
+
+
+def test_a_lane_tells_how_many_items_wait_now_and_on_average() -> None:
+    gate, is_at_work = threading.Event(), threading.Event()
+
+    def work(_: int) -> None:
+        is_at_work.set()
+        gate.wait(10)
+
+    lane: Lane[int] = Lane("gated", work, depth=3)
+    assert lane.depth() == (0, 0.0)
+    lane.put(0)
+    assert is_at_work.wait(10)
+    lane.put(1)
+    lane.put(2)
+    time.sleep(0.2)
+    now, mean = lane.depth()
+    assert now == 2
+    assert 1.0 < mean <= 2.0
+    gate.set()
+    lane.close()
+    assert lane.depth()[0] == 0

@@ -150,3 +150,12 @@ def test_a_run_goes_on_from_another_working_folder_and_calls_its_shards_as_befor
         "here/shards/000001.tar",
     }
     assert geoloc("verify", tmp_path / "out")[0] == 0
+
+
+def test_fast_and_exact_pixels_never_mix_in_one_folder(
+    world: World, geoloc: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["embed", str(world.shards), "--out", str(tmp_path / "out"), *world.encoder_flags]
+    assert main(flags) == 0
+    assert main([*flags, "--fast-decode"]) == 2
+    assert 'decode is pinned to "exact", now "fast"' in capsys.readouterr().err

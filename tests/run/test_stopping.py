@@ -69,8 +69,8 @@ def test_a_signal_while_the_parts_are_loaded_ends_with_75_too(world: World, tmp_
     arguments = ["embed", str(world.shards), "--out", str(tmp_path / "out"), *world.encoder_flags]
     script = (
         "import os, signal, sys\n"
-        "from geoloc_batch.run import jobs\n"
-        "jobs.load_encoder = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from geoloc_batch.run import encoders\n"
+        "encoders.load_encoder = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
         "from geoloc_batch.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

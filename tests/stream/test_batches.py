@@ -395,8 +395,10 @@ def test_the_next_unit_is_read_while_the_last_photos_of_one_are_decoded(
 ) -> None:
     real = batches_module.photo_pixels
     gate = threading.Event()
+    held: list[bytes] = []
 
     def held_up(data: bytes, *args: object, **options: object) -> torch.Tensor:
+        held.append(data)
         assert gate.wait(20)
         return real(data, *args, **options)  # type: ignore[arg-type]
 
@@ -408,7 +410,7 @@ def test_the_next_unit_is_read_while_the_last_photos_of_one_are_decoded(
         consumer.start()
         deadline = time.monotonic() + 10
         # The three threads hold unit 0's photos; all of units 1 and 2 is read behind their backs.
-        while stream.stats().samples_queued < 9 and time.monotonic() < deadline:
+        while (len(held) < 3 or stream.stats().samples_queued < 9) and time.monotonic() < deadline:
             time.sleep(0.01)
         stats = stream.stats()
         gate.set()

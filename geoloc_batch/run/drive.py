@@ -1,0 +1,69 @@
+"""Drive: from an open ledger to a summary. What embed, predict and retry have in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from geoloc_batch.locate.locator import Locator
+from geoloc_batch.records import Unit
+from geoloc_batch.run.config import RunConfig, Summary
+from geoloc_batch.run.engine import Engine, Outputs
+from geoloc_batch.run.sources import FeatureSource
+from geoloc_batch.run.telemetry import Telemetry
+from geoloc_batch.run.workers import StopSignal, Worker
+from geoloc_batch.store.ledger import Ledger, Totals
+
+log = logging.getLogger("geoloc_batch")
+
+EXIT_COMPLETE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 0, 3, 75
+
+Adopt = Callable[[Ledger], Sequence[Unit]]
+"""Takes up the units that a run works on: those of a plan, or those to be retried."""
+
+
+def drive(
+    ledger: Ledger,
+    adopt: Adopt,
+    source: FeatureSource,
+    outputs: Outputs,
+    locators: Sequence[Locator],
+    run: RunConfig,
+    worker: Worker,
+    stop: StopSignal,
+) -> Summary:
+    """Run the engine over what is left of the adopted units, and sum up."""
+    plan = adopt(ledger)
+    for warning in ledger.warnings:
+        log.warning("%s", warning)
+    stop.defer()
+    telemetry = Telemetry(
+        ledger.out / "_logs" / f"{worker.name}.jsonl", total_bytes=sum(unit.num_bytes for unit in plan)
+    )
+    try:
+        Engine(ledger, outputs, locators, telemetry, stop).run(source)
+    finally:
+        telemetry.close()
+    if ledger.kept:
+        log.warning("%d units gave nothing better, unit %d first: what stood stays", len(ledger.kept), ledger.kept[0])
+    totals = ledger.totals()
+    return Summary(
+        units=totals.units,
+        samples=totals.samples,
+        rows=totals.rows,
+        errors=totals.errors,
+        unit_errors=totals.units_failed,
+        seconds=round(telemetry.seconds, 3),
+        images_per_second=round(telemetry.images_per_second(), 3),
+        limiting_stage=telemetry.limiting_stage(),
+        out=str(ledger.out),
+        exit_code=_exit_code(totals, run.max_error_rate),
+    )
+
+
+def _exit_code(totals: Totals, max_error_rate: float) -> int:
+    if totals.done < totals.units:
+        return EXIT_INCOMPLETE
+    if totals.units_failed or totals.errors > max_error_rate * totals.samples:
+        return EXIT_WITH_ERRORS
+    return EXIT_COMPLETE

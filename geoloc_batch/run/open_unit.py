@@ -1,0 +1,107 @@
+"""OpenUnit: what has been gathered of a unit that is not committed yet, and how it becomes tables.
+
+Shape letters: N rows of a unit, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc_batch.geo.located import Located
+from geoloc_batch.records import RowError, Sample, UnitEnd
+from geoloc_batch.store import tables
+from geoloc_batch.store.ledger import Execution, UnitCounts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """What a run writes for each unit."""
+
+    embeddings: bool
+    trees: tuple[str, ...] = ()
+    """Folder of the predictions of each locator below OUT; "" is OUT itself."""
+
+
+@dataclass(slots=True)
+class OpenUnit:
+    """A unit in work. Photos come in any order, in several batches, and beside those of other units."""
+
+    execution: Execution
+    located: list[list[Located]]
+    """For each locator, the places of `samples` in parts."""
+    remark: str = ""
+    """Goes to the marker's warnings: how this unit was made otherwise than the others."""
+    samples: list[Sample] = field(default_factory=list)
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+    """[., D] of `samples`, in parts; none where no embeddings are written."""
+    errors: list[RowError] = field(default_factory=list)
+    end: UnitEnd | None = None
+    num_overflowed: int = 0
+    """Photos whose features are not finite, which another precision could mend."""
+    num_dropped: int = 0
+    """Rows and error rows that were forgotten again."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every photo of the unit has come."""
+        num_settled = len(self.samples) + len(self.errors) + self.num_dropped
+        return self.end is not None and num_settled == self.end.num_samples
+
+    def add(
+        self, samples: Sequence[Sample], features_ND: NDArray[np.float32] | None, located: Sequence[Located]
+    ) -> None:
+        """Photos with their features, where these are kept, and their places."""
+        self.samples.extend(samples)
+        if features_ND is not None:
+            self.features.append(features_ND)
+        for gathered, places in zip(self.located, located, strict=True):
+            gathered.append(places)
+
+    def drop(self) -> tuple[int, int]:
+        """Forget what has been gathered, since the unit will be made again; how many rows and error rows that was."""
+        dropped = len(self.samples), len(self.errors)
+        self.num_dropped += sum(dropped)
+        self.samples, self.features, self.errors = [], [], []
+        self.located = [[] for _ in self.located]
+        return dropped
+
+    @property
+    def counts(self) -> UnitCounts:
+        """What came out, once the unit is whole."""
+        end = self.end
+        assert end is not None
+        return UnitCounts(
+            samples=end.num_samples,
+            rows=len(self.samples),
+            errors=len(self.errors),
+            unit_error=end.unit_error,
+            warnings=(*end.warnings, *([self.remark] if self.remark else [])),
+            retryable_errors=sum(error.retryable for error in self.errors),
+        )
+
+    def write(self, outputs: Outputs) -> list[str]:
+        """Write the tables in the execution's staging folder; their paths below OUT."""
+        index, stage = self.execution.unit.index, self.execution.stage
+        # Photos come out of order from the stream; stored rows come in theirs, and may belong to several shards.
+        is_shard = self.execution.unit.kind == "shard"
+        order = np.argsort([sample.row if is_shard else 0 for sample in self.samples], kind="stable")
+        samples = [self.samples[row] for row in order]
+        paths: list[str] = []
+        if samples and outputs.embeddings:
+            npy, parquet = tables.embedding_paths(index)
+            tables.write_embeddings(stage(npy), stage(parquet), samples, np.concatenate(self.features)[order])
+            paths += [npy, parquet]
+        for tree, parts in zip(outputs.trees, self.located, strict=True):
+            if samples:
+                path = tables.predictions_path(index, tree)
+                tables.write_predictions(stage(path), samples, Located.concatenate(parts).take(order))
+                paths.append(path)
+        if self.errors:
+            path = tables.errors_path(index)
+            tables.write_errors(stage(path), sorted(self.errors, key=lambda error: error.row))
+            paths.append(path)
+        return paths
