@@ -121,7 +121,7 @@ def retry(out: str | Path, **flags: Any) -> Summary:
         as `embed`; OutputError: it is not known how `out` was made.
     """
     from geoloc_batch.run.config import RetryConfig
-    from geoloc_batch.run.jobs import retry as run_retry
+    from geoloc_batch.run.photos import retry as run_retry
 
     return run_retry(from_flat(RetryConfig, {"out": str(out), **flags}))
 

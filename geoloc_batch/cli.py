@@ -10,9 +10,17 @@ from collections.abc import Sequence
 import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
-from geoloc_batch.errors import ConfigError, GeolocError, StopRequested, UserError
+from geoloc_batch.errors import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_MISUSE,
+    ConfigError,
+    GeolocError,
+    StopRequested,
+    UserError,
+)
 from geoloc_batch.flags import defaults_from_toml
-from geoloc_batch.verbs import COMMANDS, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISUSE
+from geoloc_batch.verbs import COMMANDS
 
 _HELP = {"-h", "--help"}
 
@@ -43,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return EXIT_FAILED
     except (StopRequested, KeyboardInterrupt):
-        _complain("stopped before the first photo; run the same command again")
+        _complain("stopped before it was through; run the same command again")
         return EXIT_INCOMPLETE
 
 

@@ -15,6 +15,9 @@ GeolocError                    the root; the command line prints it without a tr
 
 from __future__ import annotations
 
+EXIT_COMPLETE, EXIT_FAILED, EXIT_MISUSE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 0, 1, 2, 3, 75
+"""What a command ends with. 3: complete, with unit errors or too many error rows. 75: run the same command again."""
+
 
 class GeolocError(Exception):
     """Root of the tree."""

@@ -11,13 +11,12 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from geoloc_batch.errors import EXIT_FAILED, EXIT_WITH_ERRORS
 from geoloc_batch.evaluate.config import EvaluateConfig
 from geoloc_batch.geo.cells.config import BUILD_KINDS, BuildConfig, CeilingConfig, ConvertConfig, ShowConfig
 from geoloc_batch.model.config import WarmupConfig
 from geoloc_batch.run.config import EmbedConfig, FidelityConfig, PredictConfig, RetryConfig, Summary
 from geoloc_batch.stream.packing.config import PackConfig
-
-EXIT_FAILED, EXIT_MISUSE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 1, 2, 3, 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ def _predict(config: PredictConfig) -> int:
 
 
 def _retry(config: RetryConfig) -> int:
-    from geoloc_batch.run.jobs import retry
+    from geoloc_batch.run.photos import retry
 
     return _print_summary(retry(config))
 

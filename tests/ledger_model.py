@@ -207,7 +207,7 @@ def _is_to_be_taken(new: UnitCounts, old: UnitCounts, is_forced: bool) -> bool:
     """What a retry replaces, said once more: more rows, fewer errors, or no unit error, and none of them worse."""
     has_damage, had_damage = new.unit_error is not None, old.unit_error is not None
     if is_forced and not has_damage:
-        return True
+        return new.rows > 0 or not old.rows
     is_worse = new.rows < old.rows or (has_damage and not had_damage)
     is_better = new.rows > old.rows or new.errors < old.errors or (had_damage and not has_damage)
     return not is_worse and (is_better or is_forced)

@@ -26,7 +26,7 @@ _PARTS = {"run": RunConfig, "encoder": EncoderConfig, "stream": StreamConfig, "l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A command as it was given."""
+    """A command as it was given, the paths of its encoder, heads, cells and embeddings absolute."""
 
     config: EmbedConfig | PredictConfig
     inputs: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ def record_command(out: Path, config: EmbedConfig | PredictConfig, inputs: Seque
             "command": "embed" if isinstance(config, EmbedConfig) else "predict",
             "folder": os.getcwd(),
             "inputs": list(inputs),
-            "config": asdict(config),
+            "config": asdict(_anchored(config)),
         },
         indent=1,
     )
@@ -51,7 +51,7 @@ def record_command(out: Path, config: EmbedConfig | PredictConfig, inputs: Seque
 
 
 def read_command(out: Path) -> Command:
-    """The command that OUT was last worked on with, its paths as seen from here.
+    """The command that OUT was made with, or gone on with, last.
 
     Raises:
         OutputError: there is none, or it was written by another version.
@@ -59,36 +59,63 @@ def read_command(out: Path) -> Command:
     path = out / "_logs" / COMMAND_FILE
     try:
         fields = json.loads(path.read_bytes())
-        folder = Path(fields["folder"])
         kind = {"embed": EmbedConfig, "predict": PredictConfig}[fields["command"]]
-        parts = {name: _part(name, value, folder) for name, value in fields["config"].items()}
+        parts = {name: _part(name, value) for name, value in fields["config"].items()}
         return Command(config=kind(**{**parts, "out": str(out)}), inputs=tuple(fields["inputs"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{path}, which says how {out} was made, cannot be read ({error}); run the command that made it once "
             f"more, which writes it again"
         ) from error
 
 
-def _part(name: str, value: Any, folder: Path) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    if name == "from_embeddings" and value:
-        return _found_again(value, folder)
-    if name not in _PARTS:
-        return value
-    part = _PARTS[name](**{key: tuple(member) if isinstance(member, list) else member for key, member in value.items()})
-    if isinstance(part, EncoderConfig):
-        return dataclasses.replace(part, encoder=_found_again(part.encoder, folder))
-    if isinstance(part, LocateConfig):
-        heads = tuple(_found_again(head, folder) for head in part.head)
-        return dataclasses.replace(part, head=heads, cells=tuple(_found_again(cells, folder) for cells in part.cells))
-    return part
+def _part(name: str, value: Any) -> Any:
+    if name in _PARTS:
+        return _PARTS[name](**{key: _frozen(member) for key, member in value.items()})
+    return _frozen(value)
 
 
-def _found_again(given: str, folder: Path) -> str:
-    """A path that was given in `folder`, absolute; whatever is no path there as it is."""
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _anchored(config: EmbedConfig | PredictConfig) -> EmbedConfig | PredictConfig:
+    """The same settings, their paths good from any folder."""
+    encoder = config.encoder
+    cache = encoder.compile_cache
+    encoder = dataclasses.replace(
+        encoder,
+        encoder=_encoder_path(encoder.encoder),
+        compile_cache=cache if cache in ("", "off") else _absolute(cache),
+    )
+    if isinstance(config, EmbedConfig):
+        return dataclasses.replace(config, encoder=encoder)
+    locate = dataclasses.replace(
+        config.locate,
+        head=tuple(map(_head_path, config.locate.head)),
+        cells=tuple(map(_existing, config.locate.cells)),
+    )
+    stored = config.from_embeddings and _absolute(config.from_embeddings)
+    return dataclasses.replace(config, encoder=encoder, locate=locate, from_embeddings=stored)
+
+
+def _encoder_path(given: str) -> str:
+    """A folder's path, or that of the file in open_clip:ARCH:FILE; names stay names, whatever lies beside them."""
+    if given.startswith("open_clip:"):
+        scheme, arch, *rest = given.split(":", 2)
+        return ":".join([scheme, arch, *map(_existing, rest)])
+    return given if given == "demo" else _existing(given)
+
+
+def _head_path(given: str) -> str:
     name, equals, rest = given.partition("=")
-    if equals and (folder / rest).exists():
-        return f"{name}={folder / rest}"
-    return str(folder / given) if (folder / given).exists() else given
+    return f"{name}={_existing(rest)}" if equals and os.path.exists(rest) else _existing(given)
+
+
+def _existing(given: str) -> str:
+    """Absolute where it is a path; hf: and hub ids as they are."""
+    return _absolute(given) if os.path.exists(os.path.expanduser(given)) else given
+
+
+def _absolute(given: str) -> str:
+    return os.path.abspath(os.path.expanduser(given))

@@ -96,7 +96,9 @@ class RetryConfig:
     """The output folder of the run; the command that made it is taken from there."""
     unit: tuple[int, ...] = ()
     """Make this unit again, whatever its errors, as `geoloc verify` asks for it or because its shard was replaced by a
-    sound one; repeat the flag for several. None given takes all units with errors that another try could mend."""
+    sound one; repeat the flag for several. What comes of it replaces what stood, unless the shard cannot be read so far
+    now or holds no good photo: then exit code 3. None given takes all units with errors that another try could mend;
+    there nothing is replaced by fewer rows."""
     encoder: str = ""
     """Where the encoder is now, if elsewhere than the run's command says."""
     head: tuple[str, ...] = ()
@@ -150,9 +152,10 @@ class PhotoPlace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a run of embed or predict ends with.
+    """What a run of embed, predict or retry ends with.
 
-    Counts are of the given shards, whoever worked on them and when; speed is this process's.
+    Counts are of the given shards, whoever worked on them and when; of a retry, of all that OUT holds. Speed is this
+    process's.
     """
 
     units: int
@@ -167,5 +170,7 @@ class Summary:
     """0 complete; 3 complete with unit errors or too many error rows; 75 incomplete, run again."""
     unit_errors: int = 0
     """Shards that could not be read to their end."""
+    kept: int = 0
+    """Units whose retry in this process gave nothing to replace what stands, or that it had to leave out."""
     places: tuple[PhotoPlace, ...] = ()
     """Where photos were given instead of shards: the first of them, with their places."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.records import Unit
 from geoloc_batch.run.config import RunConfig, Summary
@@ -15,8 +16,6 @@ from geoloc_batch.run.workers import StopSignal, Worker
 from geoloc_batch.store.ledger import Ledger, Totals
 
 log = logging.getLogger("geoloc_batch")
-
-EXIT_COMPLETE, EXIT_WITH_ERRORS, EXIT_INCOMPLETE = 0, 3, 75
 
 Adopt = Callable[[Ledger], Sequence[Unit]]
 """Takes up the units that a run works on: those of a plan, or those to be retried."""
@@ -44,9 +43,14 @@ def drive(
         Engine(ledger, outputs, locators, telemetry, stop).run(source)
     finally:
         telemetry.close()
-    if ledger.kept:
-        log.warning("%d units gave nothing better, unit %d first: what stood stays", len(ledger.kept), ledger.kept[0])
+    for note in ledger.notes:
+        log.warning("%s", note)
     totals = ledger.totals()
+    if totals.done < totals.units and not stop.is_set():
+        # The units of this call were all seen through: a retry has met a run that was not.
+        log.warning(
+            "%d units of %s were never done: run the command that made it again", totals.units - totals.done, ledger.out
+        )
     return Summary(
         units=totals.units,
         samples=totals.samples,
@@ -57,6 +61,7 @@ def drive(
         images_per_second=round(telemetry.images_per_second(), 3),
         limiting_stage=telemetry.limiting_stage(),
         out=str(ledger.out),
+        kept=len(ledger.kept),
         exit_code=_exit_code(totals, run.max_error_rate),
     )
 

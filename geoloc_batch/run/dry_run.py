@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from geoloc_batch.cpus import usable_cpus
-from geoloc_batch.errors import CheckpointError
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS, CheckpointError
 from geoloc_batch.model.batch_size import CPU_BATCH, CUDA_BATCHES
 from geoloc_batch.model.checkpoint import read_config
 from geoloc_batch.model.clip import FORMS
 from geoloc_batch.model.hub import split_hub_id
 from geoloc_batch.records import UnitEnd
 from geoloc_batch.run.config import EmbedConfig
-from geoloc_batch.run.drive import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS
 from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.run.workers import StopSignal
 from geoloc_batch.stream.batches import Batch, BatchStream
@@ -151,6 +150,11 @@ def format_report(report: StreamReport) -> str:
     photos, memory, room = (
         wait_s / seconds for wait_s in (stats.photo_wait_s / threads, stats.memory_wait_s / threads, stats.room_wait_s)
     )
+    # Where nothing was decoded, nobody knows what decoding takes.
+    needs = (
+        f"an encoder of {target:g} images/s needs {report.target_cores:.1f} cores that decode, "
+        f"and shards that come at {report.target_bytes_per_second / 1e6:.1f} MB/s"
+    )
     return "\n".join(
         [
             f"{report.samples} photos in {report.units} unit{'s' * (report.units != 1)}, {report.errors} errors, "
@@ -167,8 +171,7 @@ def format_report(report: StreamReport) -> str:
             "",
             f"on average {stats.mean_samples_queued:.1f} photos waited to be decoded, "
             f"{stats.mean_batches_ready:.2f} batches to be taken",
-            f"an encoder of {target:g} images/s needs {report.target_cores:.1f} cores that decode, "
-            f"and shards that come at {report.target_bytes_per_second / 1e6:.1f} MB/s",
+            *([needs] if report.images_per_second_per_core else []),
         ]
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from geoloc_batch.errors import ConfigError, OutputError
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS, ConfigError, OutputError
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.factory import build_locators
 from geoloc_batch.locate.locator import Locator
@@ -21,7 +21,7 @@ from geoloc_batch.model.hub import fetch
 from geoloc_batch.records import Unit
 from geoloc_batch.run.command import read_command, record_command
 from geoloc_batch.run.config import EmbedConfig, PredictConfig, RetryConfig, RunConfig, Summary
-from geoloc_batch.run.drive import EXIT_INCOMPLETE, Adopt, drive
+from geoloc_batch.run.drive import Adopt, drive
 from geoloc_batch.run.encoders import (
     REFERENCE,
     adopt_settings,
@@ -70,10 +70,17 @@ def retry(config: RetryConfig) -> Summary:
     read_config(Path(config.out))
     command = read_command(Path(config.out))
     given = _moved(command.config, config)
+    left_out: list[str] = []
+    adopt = partial(_adopt_retries, config, left_out)
     with StopSignal() as stop:
         if isinstance(given, PredictConfig) and given.from_embeddings:
-            return _predict_stored(given, stop, partial(_adopt_retries, config))
-        return _PhotoJob(given, command.inputs).execute(stop, partial(_adopt_retries, config))
+            summary = _predict_stored(given, stop, adopt)
+        else:
+            summary = _PhotoJob(given, command.inputs).execute(stop, adopt)
+    kept = summary.kept + len(left_out)
+    # Who names a unit asks for it to be made again: that it was not is no success.
+    is_unmended = bool(config.unit) and kept > 0 and summary.exit_code == EXIT_COMPLETE
+    return dataclasses.replace(summary, kept=kept, exit_code=EXIT_WITH_ERRORS if is_unmended else summary.exit_code)
 
 
 def _moved(command: EmbedConfig | PredictConfig, config: RetryConfig) -> EmbedConfig | PredictConfig:
@@ -89,9 +96,10 @@ def _moved(command: EmbedConfig | PredictConfig, config: RetryConfig) -> EmbedCo
     return command
 
 
-def _adopt_retries(config: RetryConfig, ledger: Ledger) -> Sequence[Unit]:
+def _adopt_retries(config: RetryConfig, left_out: list[str], ledger: Ledger) -> Sequence[Unit]:
     is_chosen = (lambda counts: False) if config.unit else (lambda counts: counts.is_retryable)
     units = ledger.adopt_retries(is_chosen, config.unit)
+    left_out += ledger.warnings
     log.info("retrying %d units", len(units))
     return units
 
@@ -107,6 +115,7 @@ class _PhotoJob:
 
     def execute(self, stop: StopSignal, adopt: Adopt | None = None) -> Summary:
         """Work on the units of the shards, or on those that `adopt` takes up."""
+        is_retry = adopt is not None
         if adopt is None:
             # Before anything is loaded: a shard that is misspelt is told at once.
             units = plan_units(expand_shards(self.config.shards), limit=self.run.limit)
@@ -122,7 +131,8 @@ class _PhotoJob:
                 log.info("adopting what the first rank pinned: %s", {name: effective[name] for name in adoptable})
                 encoder = load(adopt_settings(self.encoder, effective), worker.device)
             log.info("encoder: %s", encoder.summary())
-            record_command(ledger.out, self.config, self.inputs)
+            if not is_retry:
+                record_command(ledger.out, self.config, self.inputs)
             source = self._source(encoder, locators, worker, ledger.out, stop)
             outputs = _outputs(locators, self.embeddings)
             with explained_shortage(encoder, f"pass a smaller one, and another --out: {ledger.out} was pinned to it"):
@@ -182,7 +192,8 @@ def _predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None
     }
     with closing(Ledger(config.out, beat_s=config.run.heartbeat_s)) as ledger:
         ledger.open(pinned)
-        record_command(ledger.out, config)
+        if adopt is None:
+            record_command(ledger.out, config)
         outputs = _outputs(locators, embeddings=False)
         source = StoredSource(worker.device)
         adopt = adopt or partial(Ledger.adopt_plan, units=units)

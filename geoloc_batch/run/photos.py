@@ -17,10 +17,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from geoloc_batch.errors import InputError, OutputError
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, InputError, OutputError
 from geoloc_batch.run import jobs
-from geoloc_batch.run.config import PhotoPlace, PredictConfig, Summary
-from geoloc_batch.run.drive import EXIT_WITH_ERRORS
+from geoloc_batch.run.config import PhotoPlace, PredictConfig, RetryConfig, Summary
 from geoloc_batch.store.pin import PACKED, refuse_foreign
 from geoloc_batch.stream.pack import pack
 from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS
@@ -35,6 +34,11 @@ def predict(config: PredictConfig) -> Summary:
     """Locate photos, or the photos of shards, whichever the inputs are; see geoloc_batch.run.jobs.predict."""
     photos = _photo_inputs(config.shards)
     return _predict_photos(config, photos) if photos else jobs.predict(config)
+
+
+def retry(config: RetryConfig) -> Summary:
+    """Retry a run, see geoloc_batch.run.jobs.retry; photos that could not be packed on the fly count as they did."""
+    return _with_skipped(jobs.retry(config), _skipped(Path(config.out) / PACKED))
 
 
 def format_table(summary: Summary) -> str:
@@ -109,14 +113,17 @@ def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
         located = dataclasses.replace(config, shards=(str(out / PACKED),), out=str(out), encoder=encoder)
         summary = jobs.predict(located, inputs=[str(Path(text).absolute()) for text in photos])
         places = itertools.islice(itertools.chain(_read_places(out), skipped), MAX_SHOWN)
-        return dataclasses.replace(
-            summary,
-            out=config.out,
-            samples=summary.samples + len(skipped),
-            errors=summary.errors + len(skipped),
-            places=tuple(places),
-            exit_code=summary.exit_code or (EXIT_WITH_ERRORS if skipped else 0),
-        )
+        return dataclasses.replace(_with_skipped(summary, skipped), out=config.out, places=tuple(places))
+
+
+def _with_skipped(summary: Summary, skipped: Sequence[PhotoPlace]) -> Summary:
+    """A summary that counts the photos that never came into a shard."""
+    return dataclasses.replace(
+        summary,
+        samples=summary.samples + len(skipped),
+        errors=summary.errors + len(skipped),
+        exit_code=summary.exit_code or (EXIT_WITH_ERRORS if skipped else EXIT_COMPLETE),
+    )
 
 
 def _pack_once(photos: Sequence[str], out: Path) -> int:

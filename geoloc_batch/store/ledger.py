@@ -26,7 +26,7 @@ from geoloc_batch.store.done import Done
 from geoloc_batch.store.execution import Execution, Totals
 from geoloc_batch.store.files import FilePort, OsFiles
 from geoloc_batch.store.lease import Leases
-from geoloc_batch.store.marker import UnitCounts, read_marker
+from geoloc_batch.store.marker import Marker, UnitCounts, read_marker
 from geoloc_batch.store.outcome import Outcomes
 from geoloc_batch.store.pin import config_hash, pin_config, prepare_folder, refuse_object_store
 from geoloc_batch.store.publish import JsonValue
@@ -70,6 +70,8 @@ class Ledger:
         self.warnings: list[str] = []
         self.kept: list[int] = []
         """Units whose retry here gave nothing to replace what stands."""
+        self.notes: list[str] = []
+        """What came of retries here that a user should know."""
         self._files = files or OsFiles()
         self._max_executions = max_executions
         self._beat = (beat_s, stale_beats)
@@ -259,11 +261,18 @@ class Ledger:
         else:
             self._commits.move_in(marker)
             self._done.add(marker)
-            if marker.kept:
-                self.kept.append(unit.index)
+            self._note(marker, counts)
             self._schedule.learn(unit, marker.seconds)
         self._let_go(execution)
         return marker is not None
+
+    def _note(self, marker: Marker, counts: UnitCounts) -> None:
+        name = f"unit {marker.unit} ({marker.source})"
+        if marker.kept:
+            self.kept.append(marker.unit)
+            why = "" if counts.unit_error is None else f" ({counts.unit_error.message})"
+            self.notes.append(f"{name}: its retry gave nothing better{why}; what stood stays")
+        self.notes += [f"{name}: {warning}" for warning in marker.counts.warnings if warning not in counts.warnings]
 
     def is_lost(self, execution: Execution) -> bool:
         """Whether another execution of the unit has won. To be asked when writing to the staging folder fails."""

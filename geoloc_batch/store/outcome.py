@@ -98,16 +98,23 @@ def succeeding(before: Marker, after: Marker, *, is_forced: bool) -> Marker:
     Args:
         before: of what stands.
         after: of what the retry gave.
-        is_forced: the user named the unit, so that it is replaced unless its shard can be read less far than before.
+        is_forced: the user named the unit, so that it is replaced unless its shard can be read less far than before,
+            or has no good photo any more.
     """
     if is_forced:
-        is_taken = after.counts.unit_error is None or not after.counts.is_worse_than(before.counts)
+        # A tar without any good photo is not what the user meant to put in the place of one that had some.
+        is_empty = after.counts.rows == 0 < before.counts.rows
+        is_taken = not is_empty and (after.counts.unit_error is None or not after.counts.is_worse_than(before.counts))
     else:
         is_taken = after.counts.is_better_than(before.counts)
     if not is_taken:
         return keeping(before, after.token, after.staging)
     obsolete = tuple(path for path in before.paths if path not in after.paths)
-    return dataclasses.replace(after, obsolete=obsolete)
+    counts = after.counts
+    if counts.rows < before.counts.rows:
+        lost = f"it had {before.counts.rows} rows before its retry and has {counts.rows} now"
+        counts = dataclasses.replace(counts, warnings=(*counts.warnings, lost))
+    return dataclasses.replace(after, obsolete=obsolete, counts=counts)
 
 
 def keeping(before: Marker, token: str, staging: str) -> Marker:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_world import World, make_head, predictions, tree_bytes
+from small_world import World, draw_jpeg, make_head, predictions, tree_bytes, write_tar
 
 from geoloc_batch import retry
 from geoloc_batch.cli import main
@@ -70,10 +70,63 @@ def test_a_retry_that_reads_less_keeps_the_rows_and_says_so(
 
     code, summary = geoloc("retry", tmp_path / "out", "--unit", 0)
 
-    assert (code, summary["rows"], summary["unit_errors"]) == (0, 9, 0)
-    assert "1 units gave nothing better, unit 0 first: what stood stays" in caplog.text
+    # What was named was not made again: no success, though nothing is worse than before.
+    assert (code, summary["rows"], summary["unit_errors"], summary["kept"]) == (3, 9, 0, 1)
+    assert "its retry gave nothing better (the archive is cut" in caplog.text
+    assert "what stood stays" in caplog.text
     assert tree_bytes(tmp_path / "out") == before
     assert geoloc("verify", tmp_path / "out")[0] == 0
+
+
+def test_a_retry_that_reads_no_photo_keeps_the_rows_and_one_that_reads_fewer_says_so(
+    world: World, shards: Path, geoloc: Geoloc, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tar, out = shards / "000001.tar", tmp_path / "out"
+    geoloc("embed", tar, "--out", out, *world.encoder_flags)
+    write_tar(tar, [("readme.txt", b"the wrong tar")])
+    assert geoloc("retry", out, "--unit", 0)[1]["rows"] == 9
+    write_tar(tar, [("a.jpg", b"no photo"), ("b.jpg", b"none either")])
+    assert geoloc("retry", out, "--unit", 0)[1]["rows"] == 9
+
+    write_tar(tar, [("a.jpg", draw_jpeg(1)), ("b.jpg", draw_jpeg(2))])
+    code, summary = geoloc("retry", out, "--unit", 0)
+
+    assert (code, summary["rows"], summary["kept"]) == (0, 2, 0)
+    assert "it had 9 rows before its retry and has 2 now" in caplog.text
+    assert geoloc("verify", out)[0] == 0
+
+
+def test_units_that_were_never_done_are_told_apart_from_retried_ones(
+    world: World, shards: Path, geoloc: Geoloc, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    geoloc("embed", shards, "--out", tmp_path / "out", *world.encoder_flags)
+    for path in (tmp_path / "out" / "_done" / "000").glob("00000[23].json"):
+        path.unlink()
+
+    assert geoloc("retry", tmp_path / "out")[0] == 75
+
+    assert "2 units of " in caplog.text
+    assert "were never done: run the command that made it again" in caplog.text
+
+
+def test_a_folder_named_as_an_encoder_does_not_mislead_a_retry(
+    world: World, shards: Path, geoloc: Geoloc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert geoloc("embed", "shards/000000.tar", "--out", "demo", "--encoder", "demo")[0] == 0
+    assert geoloc("retry", "demo", "--unit", 0)[0] == 0
+
+
+def test_photos_that_could_not_be_packed_count_in_a_retry_too(world: World, geoloc: Geoloc, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        (photos / f"{number}.jpg").write_bytes(draw_jpeg(number))
+    (photos / "empty.jpg").write_bytes(b"")
+    flags = [*world.encoder_flags, *world.head_flags]
+    code, before = geoloc("predict", photos, "--out", tmp_path / "out", *flags)
+    again, after = geoloc("retry", tmp_path / "out")
+    assert (code, before["samples"], before["errors"]) == (again, after["samples"], after["errors"])
 
 
 def test_a_damaged_shard_is_made_again_from_a_sound_copy(
@@ -161,6 +214,7 @@ def test_what_cannot_be_retried_is_said(
     assert "has no heads" in capsys.readouterr().err
     assert geoloc_fails("retry", out, "--encoder", "demo") == 2
     assert "belongs to a run with another config" in capsys.readouterr().err
-    (out / "_logs" / "command.json").write_text(json.dumps({"command": "embed"}))
-    assert geoloc_fails("retry", out) == 2
-    assert "run the command that made it once more" in capsys.readouterr().err
+    for text in (json.dumps({"command": "embed"}), "[" * 100_000):
+        (out / "_logs" / "command.json").write_text(text)
+        assert geoloc_fails("retry", out) == 2
+        assert "run the command that made it once more" in capsys.readouterr().err

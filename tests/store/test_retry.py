@@ -114,11 +114,31 @@ def test_a_named_unit_that_cannot_be_read_now_stays(out: Path) -> None:
     assert_clean(out)
 
 
-def test_a_retry_may_leave_no_file_at_all(out: Path) -> None:
-    retry_rank(out, staging_rows(0), forced=(0, 1, 2))
+def test_a_retry_may_leave_no_file_at_all_where_only_errors_stood(tmp_path: Path) -> None:
+    run_rank(tmp_path / "out", NUM_UNITS, staging_rows(0, 2))
+    assert len(tree(tmp_path / "out")) == NUM_UNITS
 
-    assert tree(out) == {}
-    assert_clean(out)
+    retry_rank(tmp_path / "out", staging_rows(0), forced=(0, 1, 2))
+
+    assert tree(tmp_path / "out") == {}
+    assert_clean(tmp_path / "out")
+
+
+@pytest.mark.parametrize("write", [staging_rows(0), staging_rows(0, 5)], ids=["no photo", "no good photo"])
+def test_a_named_unit_with_rows_is_not_replaced_by_nothing(out: Path, write: Write) -> None:
+    before = tree(out)
+
+    retry_rank(out, write, forced=(0, 1, 2))
+
+    assert tree(out) == before
+    assert marker_of(out, 1, 1).kept
+
+
+def test_a_named_unit_that_lost_rows_says_so_in_its_marker(out: Path) -> None:
+    retry_rank(out, staging_rows(1), forced=(1,))
+
+    (warning,) = marker_of(out, 1, 1).counts.warnings
+    assert warning.endswith("rows before its retry and has 1 now")
 
 
 def test_two_ranks_that_retry_at_once_execute_each_unit_once(out: Path) -> None:
