@@ -12,6 +12,7 @@ from geoloc_batch.records import Unit
 from geoloc_batch.store.done import Done
 from geoloc_batch.store.files import FilePort
 from geoloc_batch.store.goal import Goal, marker_path, retry_without_first
+from geoloc_batch.store.places import told_of_moved
 from geoloc_batch.store.plan import Plan, load_plan, match_plan, plan_bytes, plan_name
 from geoloc_batch.store.publish import publish, remove_tree, stage_candidate
 
@@ -32,6 +33,7 @@ class Adopted:
 
 def adopt(files: FilePort, out: Path, units: Sequence[Unit], done: Done, *, has_links: bool) -> Adopted:
     """Pin units, or find them again; see Ledger.adopt_plan."""
+    moved: list[str] = []
     while True:
         plan = load_checked(files, out, done)
         done.look_all(unit.index for unit in plan.units)
@@ -39,10 +41,13 @@ def adopt(files: FilePort, out: Path, units: Sequence[Unit], done: Done, *, has_
         adopted, fresh, warnings = match_plan(plan.units, units, done.__contains__, plan.places)
         if not fresh:
             break
+        # Asked while they are new: once they are pinned, the next turn cannot tell.
+        given = {unit.index for unit in adopted}
+        moved = moved or told_of_moved([unit for unit in plan.units if unit.index not in given], fresh, plan.places)
         append(files, out, fresh, plan.num_parts, has_links=has_links)
     # Another rank may have published the plan and not synced it yet: our markers must not outlive it.
     files.sync_folder(out)
-    return Adopted(adopted, {unit.index: plan.units[unit.index].source for unit in adopted}, warnings)
+    return Adopted(adopted, {unit.index: plan.units[unit.index].source for unit in adopted}, [*warnings, *moved])
 
 
 def load_checked(files: FilePort, out: Path, done: Done) -> Plan:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from geoloc_batch.errors import InputError
@@ -105,6 +106,45 @@ class Places:
                 (source[0], os.path.realpath(place)): source for source, place in self._place.items() if place
             }
         return self._by_file
+
+
+def told_of_moved(pinned: Iterable[Unit], fresh: Iterable[Unit], places: Mapping[int, str]) -> list[str]:
+    """A warning where new sources may be pinned ones that were moved. Too little is known to take them for the same.
+
+    Args:
+        pinned: the units whose sources are not given now.
+        fresh: the new units.
+        places: by the index of a unit, where its source lay; without one, as seen from the working folder.
+    """
+    lost: dict[tuple[str, str, int], list[Unit]] = defaultdict(list)
+    for unit, size in _sized(pinned):
+        lost[unit.kind, os.path.basename(unit.source), size].append(unit)
+    pairs: list[tuple[Unit, Unit]] = []
+    for unit, size in _sized(fresh):
+        for old in lost.get((unit.kind, os.path.basename(unit.source), size), ()):
+            if not os.path.exists(places.get(old.index) or os.path.abspath(old.source)):
+                pairs.append((old, unit))
+                break
+    if not pairs:
+        return []
+    old, new = pairs[0]
+    what = "shards" if new.kind == "shard" else "embedding pairs"
+    return [
+        f"{len(pairs)} of the {what} have the name and size of {what} that were planned before and are gone; does "
+        f"{old.source} now lie at {new.source}? If they were moved, their photos will stand twice: take another --out "
+        f"(under their old place they are known)"
+    ]
+
+
+def _sized(units: Iterable[Unit]) -> list[tuple[Unit, int]]:
+    """The first unit of each source that is a file of a known size, and that size."""
+    sizes: dict[Source, int] = defaultdict(int)
+    first: dict[Source, Unit] = {}
+    for unit in units:
+        source = (unit.kind, unit.source)
+        sizes[source] += unit.num_bytes
+        first.setdefault(source, unit)
+    return [(unit, sizes[source]) for source, unit in first.items() if sizes[source] and place_of(unit) is not None]
 
 
 def reopened(unit: Unit, place: str | None) -> Unit:

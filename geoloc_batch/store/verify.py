@@ -88,9 +88,7 @@ def verify(out: Path | str) -> Verification:
     if undone:
         found.missing += undone
         found.problems.append(f"{undone} of {len(plan)} units are not done; run the same command again")
-    for shard, doubled, what in seen.doubles():
-        found.duplicates += doubled
-        found.problems.append(f"{shard}: {doubled} {what} stand more than once; {_again(out, *_units_of(shard, plan))}")
+    _check_doubles(out, plan, seen, found)
     _check_markers(out, len(plan), found)
     _check_orphans(out, recorded, leaving, found)
     return found
@@ -157,9 +155,25 @@ def _again(out: Path, *units: int) -> str:
     return f"geoloc retry {out}{''.join(f' --unit {unit}' for unit in units)} makes it again"
 
 
-def _units_of(shard: str, plan: Sequence[Unit]) -> list[int]:
-    """The units of what Seen calls a shard: a tar, or a shard that an embedding pair names."""
-    return [unit.index for unit in plan if unit.source == shard or shard.startswith(f"{unit.source}: ")]
+def _check_doubles(out: Path, plan: Sequence[Unit], seen: Seen, found: Verification) -> None:
+    """What stands twice: within a shard a unit may be made again, between embedding pairs that would mend nothing."""
+    for double in seen.doubles():
+        found.duplicates += double.count
+        found.problems.append(
+            f"{double.shard}: {double.count} {double.what} stand more than once; {_again(out, *double.units)}"
+        )
+    between = list(seen.doubles_between_pairs())
+    if not between:
+        return
+    doubled = sum(double.count for double in between)
+    found.duplicates += doubled
+    holders = " and ".join(f"unit {index} ({plan[index].source})" for index in between[0].units[:2])
+    found.problems.append(
+        f"{doubled} photos, of {len(between)} shards, stand in more than one embedding pair, those of "
+        f"{between[0].shard} in {holders}: two sources hold the same photos, which a retry cannot mend; take another "
+        f"--out and give it only one of the two, or, where they are other photos of the same names, embed each under "
+        f"shard names of its own"
+    )
 
 
 def _check_unit(out: Path, unit: Unit, marker: Marker, found: Verification, seen: Seen) -> None:

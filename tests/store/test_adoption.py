@@ -119,6 +119,43 @@ def test_a_folder_that_was_moved_whole_holds_the_same_shards_and_says_so(
     assert "shards/a.tar" in warning
 
 
+def test_new_shards_with_name_and_size_of_ones_that_are_gone_are_told_of_and_not_taken_for_them(
+    shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    adopt(out, "shards/a.tar", "shards/b.tar", is_worked=True, num_bytes=5)
+    shutil.copytree(shards, "copied")
+    _, ledger = adopt(out, "copied/a.tar", "copied/b.tar", is_worked=True, num_bytes=5)
+    # The old ones are still there: equal names and sizes are nothing to tell of.
+    assert ledger.warnings == []
+    shutil.rmtree("copied")
+    shards.rename("moved")
+
+    adopted, ledger = adopt(out, "moved/a.tar", "moved/b.tar", num_bytes=5)
+
+    assert [(unit.index, unit.source) for unit in adopted] == [(4, "moved/a.tar"), (5, "moved/b.tar")]
+    (warning,) = ledger.warnings
+    assert warning.startswith("2 of the shards have the name and size of shards that were planned before and are gone")
+    assert "does shards/a.tar now lie at moved/a.tar?" in warning
+    assert adopt(out, "moved/a.tar", "moved/b.tar", num_bytes=5)[1].warnings == []
+    assert adopt(out, "other/a.tar", num_bytes=6)[1].warnings == []
+    # No size is known of either.
+    for source in ("unknown/a.tar", "elsewhere/a.tar"):
+        assert adopt(out, source)[1].warnings == []
+
+
+def test_a_shard_that_is_found_again_is_not_sought_elsewhere(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    adopt(out, "shards/a.tar", num_bytes=5)
+    (tmp_path / "work").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+
+    (warning,) = adopt(out, "shards/a.tar", "other/a.tar", num_bytes=5)[1].warnings
+    assert "lie elsewhere" in warning
+
+
 def test_an_out_that_was_moved_with_its_own_shards_knows_them(shards: Path) -> None:
     Path("pred/_shards").mkdir(parents=True)
     Path("pred/_shards/000000.tar").write_bytes(b"packed")

@@ -14,23 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from store_samples import (
     CONFIG,
-    make_located,
-    make_samples,
     make_units,
     retry_rank,
     rows_of,
     run_rank,
     tree,
-    work,
     write_unit,
 )
 
 from geoloc_batch.errors import OutputError
-from geoloc_batch.records import Sample, Unit
-from geoloc_batch.store import tables
 from geoloc_batch.store.files import digest
 from geoloc_batch.store.goal import Goal
-from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
+from geoloc_batch.store.ledger import Execution, Ledger
 from geoloc_batch.store.status import status
 from geoloc_batch.store.verify import verify
 
@@ -190,78 +185,6 @@ def test_a_cut_off_move_is_told_from_a_lost_file(out: Path) -> None:
     run_rank(out, NUM_UNITS)
     assert verify(out).ok
     assert not staging.exists()
-
-
-def run_units(
-    out: Path,
-    units: list[Unit],
-    keys: Callable[[Unit, int], tuple[int, str]],
-    shard: Callable[[Unit], str] = lambda unit: unit.source,
-) -> None:
-    """Four predictions a unit, with chosen rows, keys and names of their shard."""
-
-    def write(execution: Execution) -> tuple[list[str], UnitCounts]:
-        samples = [
-            Sample(execution.unit, shard(execution.unit), *keys(execution.unit, number), sample.meta)
-            for number, sample in enumerate(make_samples(execution.unit, 4))
-        ]
-        path = tables.predictions_path(execution.unit.index, "europe")
-        other = tables.predictions_path(execution.unit.index, "world")
-        for name in (path, other):
-            tables.write_predictions(execution.stage(name), samples, make_located(4))
-        return [path, other], UnitCounts(samples=4, rows=4, errors=0, unit_error=None, warnings=())
-
-    ledger = Ledger(out)
-    ledger.open(CONFIG)
-    ledger.adopt_plan(units)
-    list(work(ledger, write))
-    ledger.close()
-
-
-def ranges() -> list[Unit]:
-    return [
-        Unit(index=number, kind="shard", source="big.tar", start=number * 512, first_row=number * 4)
-        for number in range(2)
-    ]
-
-
-def test_ranges_of_one_shard_and_several_heads_are_counted_once(tmp_path: Path) -> None:
-    run_units(tmp_path, ranges(), lambda unit, n: (unit.first_row + n, f"k{unit.first_row + n}"))
-
-    found = verify(tmp_path)
-    assert found.ok
-    assert (found.samples, found.rows) == (8, 8)
-
-
-def test_a_photo_in_two_units_is_a_duplicate(tmp_path: Path) -> None:
-    run_units(tmp_path, ranges(), lambda unit, n: (3 * unit.index + n, f"k{unit.index}{n}"))
-
-    found = verify(tmp_path)
-    assert found.duplicates == 1
-    assert "big.tar: 1 photos stand more than once" in found.problems[0]
-
-
-def test_a_photo_in_two_units_is_a_duplicate_though_they_spell_their_shard_differently(tmp_path: Path) -> None:
-    run_units(
-        tmp_path, ranges(), lambda unit, n: (3 * unit.index + n, f"k{unit.index}{n}"), lambda unit: str(unit.index)
-    )
-
-    assert verify(tmp_path).duplicates == 1
-
-
-def test_an_embedding_pair_may_name_its_photos_as_it_likes(tmp_path: Path) -> None:
-    pairs = [Unit(index=number, kind="embeddings", source=f"img_emb_{number}.npy") for number in range(2)]
-    run_units(tmp_path, pairs, lambda unit, n: (n, "same"), lambda unit: "train")
-
-    assert verify(tmp_path).ok
-
-
-def test_a_key_twice_in_one_shard_is_a_duplicate_and_across_shards_it_is_not(tmp_path: Path) -> None:
-    run_units(tmp_path / "one", ranges(), lambda unit, n: (unit.first_row + n, f"k{n}"))
-    run_units(tmp_path / "two", make_units(2), lambda unit, n: (n, f"k{n}"))
-
-    assert verify(tmp_path / "one").duplicates == 4
-    assert verify(tmp_path / "two").ok
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
