@@ -89,7 +89,7 @@ def write_run(out: Path, shards: Sequence[int], tree: str = "", *, errors: Seque
                 for row in range(errors[index])
             ]
             tables.write_errors(path, failed)
-    (out / "run.json").write_text("{}", encoding="utf-8")
+    (out / "run.json").write_text(json.dumps({"layout": 1, "config": {}}), encoding="utf-8")
 
 
 def _located(position_deg: np.ndarray, rng: np.random.Generator) -> Located:

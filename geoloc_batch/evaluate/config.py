@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from geoloc_batch.errors import ConfigError
+from geoloc_batch.geo.home import expand_home
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +50,12 @@ class EvaluateConfig:
         for threshold in self.thresholds:
             if not (math.isfinite(threshold) and threshold > 0):
                 raise ConfigError(f"--thresholds must be above 0 km, got {threshold:g}")
+        flag_of: dict[str, str] = {}
         for flag, column in (("key", self.key_column), ("lat", self.lat_column), ("lon", self.lon_column)):
             if not column:
                 raise ConfigError(f"--{flag}-column must not be empty: name a column of the truth")
-        if self.lat_column == self.lon_column:
-            raise ConfigError(f"--lat-column and --lon-column are both {self.lat_column!r}; name one column each")
+            if column in flag_of:
+                both = f"--{flag_of[column]}-column and --{flag}-column"
+                raise ConfigError(f"{both} are both {column!r}; name one column each")
+            flag_of[column] = flag
+        expand_home(self, ("predictions", "out", "truth", "cells"))

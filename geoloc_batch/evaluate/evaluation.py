@@ -35,6 +35,10 @@ class Counts:
     """True places that were asked for, and have no prediction or one without a place."""
     error_rows: int
     """Photos that the run could not predict, where the truth is the photos' own: they were asked for as well."""
+    units_not_done: int | None
+    """Units of the run that wait or are at work. None where the predictions are of no run, or it cannot tell."""
+    unit_errors: int | None
+    """Done units that were not read to their end; likewise."""
     is_swapped: bool
     """Most rows come closer when lat and lon of one side are swapped."""
 

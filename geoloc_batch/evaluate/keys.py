@@ -30,9 +30,10 @@ def match(truth: pa.Table, predictions: pa.Table, truth_name: str, predictions_n
     Raises:
         InputError: a key is empty, or stands twice in one of them.
     """
-    tables = {truth_name: truth, predictions_name: predictions}
-    has_shards = all("shard" in table.column_names for table in tables.values())
-    code_T, code_P = _codes(list(tables.items()), has_shards=has_shards)
+    # No dict by name: one file may be given as both.
+    tables = [(truth_name, truth), (predictions_name, predictions)]
+    has_shards = all("shard" in table.column_names for _, table in tables)
+    code_T, code_P = _codes(tables, has_shards=has_shards)
     _check_unique(code_T, truth, truth_name, has_shards=has_shards, other_has_shards=True)
     other_has_shards = "shard" in truth.column_names
     _check_unique(code_P, predictions, predictions_name, has_shards=has_shards, other_has_shards=other_has_shards)

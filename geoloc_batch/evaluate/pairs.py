@@ -15,6 +15,7 @@ from geoloc_batch.errors import InputError
 from geoloc_batch.evaluate.config import EvaluateConfig
 from geoloc_batch.evaluate.keys import Ints, check_unique, match
 from geoloc_batch.evaluate.places import Places, look_at
+from geoloc_batch.evaluate.progress import Progress
 from geoloc_batch.evaluate.sources import Source, find_predictions, find_truth
 from geoloc_batch.evaluate.tables import Column, Kind, count_rows, read_table
 
@@ -46,6 +47,10 @@ class Pairs:
     """[N] the row of the predictions, -1 where there is none."""
     error_rows: int = 0
     """Photos of the run that gave no prediction, where the truth is the predictions' own."""
+    has_own_truth: bool = False
+    """The truth is what the predictions carry along: it knows of no photo that was not read."""
+    progress: Progress | None = None
+    """How far the run is that the predictions are of; None where they are of none."""
 
 
 def read_pairs(config: EvaluateConfig) -> Pairs:
@@ -68,13 +73,15 @@ def _with_truth(config: EvaluateConfig, source: Source) -> Pairs:
         for name, kind in kinds.items()
     ]
     stated = () if config.cells else (Column(name="cell", kind="cell"),)
-    truth = _side(given.name, read_table(given, [*columns, _SHARD, *stated]))
+    # A column has one meaning: what the flags say.
+    more = [column for column in (_SHARD, *stated) if column.name not in written.values()]
+    truth = _side(given.name, read_table(given, [*columns, *more]))
     # The cells of millions of rows are not read where nothing can be said of them.
     wants_cells = config.cells or "cell" in truth.table.column_names
     wanted = [_KEY, _SHARD, *_PLACE, *(_CELLS if wants_cells else ())]
     predictions = _side(source.name, read_table(source, wanted))
     row_N = match(truth.table, predictions.table, truth.name, predictions.name)
-    return Pairs(predictions=predictions, truth=truth, row_N=row_N)
+    return Pairs(predictions=predictions, truth=truth, row_N=row_N, progress=source.progress)
 
 
 def _with_own_truth(config: EvaluateConfig, source: Source) -> Pairs:
@@ -96,6 +103,8 @@ def _with_own_truth(config: EvaluateConfig, source: Source) -> Pairs:
         truth=Side(name=f"{' and '.join(metas)} of {source.name}", table=identity, places=places),
         row_N=np.arange(table.num_rows),
         error_rows=count_rows(source.errors),
+        has_own_truth=True,
+        progress=source.progress,
     )
 
 

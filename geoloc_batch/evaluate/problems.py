@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from geoloc_batch.evaluate.evaluation import Counts
 from geoloc_batch.evaluate.pairs import Pairs, Side
 from geoloc_batch.evaluate.places import Swap, find_swap
+from geoloc_batch.evaluate.progress import Progress
 
 Flags = NDArray[np.bool_]
 
@@ -50,6 +51,8 @@ def count(pairs: Pairs, is_compared_N: Flags, swap: Swap | None) -> Counts:
         truth_at_null_island=int(true.is_null_island_N.sum()),
         truth_without_prediction=int((true.is_place_N & ~is_compared_N).sum()),
         error_rows=pairs.error_rows,
+        units_not_done=pairs.progress.units_not_done if pairs.progress else None,
+        unit_errors=pairs.progress.unit_errors if pairs.progress else None,
         is_swapped=swap is not None,
     )
 
@@ -80,6 +83,8 @@ def _warnings(pairs: Pairs, counts: Counts, swap: Swap | None) -> Iterator[str]:
         yield f"{counts.truth_without_prediction} of {asked} true places have no prediction: they lower the coverage"
     if counts.error_rows:
         yield f"{counts.error_rows} photos gave an error row in place of a prediction: they lower the coverage"
+    if pairs.progress and not pairs.progress.is_whole:
+        yield _unread(pairs.progress, has_own_truth=pairs.has_own_truth)
 
 
 def nothing_to_compare(pairs: Pairs, counts: Counts, swap: Swap | None) -> str:
@@ -100,6 +105,18 @@ def nothing_to_compare(pairs: Pairs, counts: Counts, swap: Swap | None) -> str:
         )
     reasons = " ".join(f"{warning}." for warning in _warnings(pairs, counts, None))
     return f"nothing can be compared: no row has both a true and a predicted place. {reasons}"
+
+
+def _unread(progress: Progress, *, has_own_truth: bool) -> str:
+    covered = "coverage is of what was read" + ("" if has_own_truth else " and of what the truth names besides")
+    if progress.complaint:
+        return f"how far the run is cannot be told ({progress.complaint}): {covered}"
+    not_done, errors = progress.units_not_done, progress.unit_errors
+    return (
+        f"{progress.out}: {not_done} of {progress.units} units {'is' if not_done == 1 else 'are'} not done, {errors} "
+        f"{'has a unit error' if errors == 1 else 'have unit errors'}: {covered}; "
+        f"{'finish the run' if not_done else '`geoloc retry` reads again what another try may mend'}"
+    )
 
 
 def _swap_words(pairs: Pairs, swap: Swap) -> str:

@@ -161,6 +161,8 @@ def _typed(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArr
     try:
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
+        if column.kind != "text" and pa.types.is_boolean(values.type):
+            raise pa.ArrowInvalid("true and false are no numbers")
         if column.kind == "text" and (pa.types.is_floating(values.type) or pa.types.is_nested(values.type)):
             raise pa.ArrowInvalid("keys are text or whole numbers")
         if column.kind == "cells" and not pa.types.is_nested(values.type):

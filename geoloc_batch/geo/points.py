@@ -197,6 +197,9 @@ def _numbers(column: Any) -> tuple[NDArray[np.float64], dict[int, str]]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_boolean(column.type):
+        # As a CSV has them: true is no number, and no degree east of Greenwich.
+        column = column.cast(pa.string())
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         missing = np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))
         return _float64(column), dict.fromkeys(missing.tolist(), "missing")

@@ -96,6 +96,8 @@ def test_a_crash_at_any_move_leaves_no_metrics_of_another_evaluation_and_the_nex
         ({"thresholds": (float("inf"),)}, "--thresholds must be above 0 km, got inf"),
         ({"key_column": ""}, "--key-column must not be empty"),
         ({"lat_column": "x", "lon_column": "x"}, "--lat-column and --lon-column are both 'x'"),
+        ({"key_column": "lat"}, "--key-column and --lat-column are both 'lat'"),
+        ({"key_column": "x", "lon_column": "x"}, "--key-column and --lon-column are both 'x'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(flags: dict[str, object], words: str) -> None:
@@ -110,3 +112,11 @@ def test_settings_are_read_without_torch_and_without_pyarrow() -> None:
     code = "import geoloc_batch.evaluate.comparison, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_tilde_that_the_shell_left_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = EvaluateConfig(predictions="~/p.csv", out="~/scores", truth="~/t.csv", cells="~/c.json")
+    assert (config.predictions, config.out) == (f"{tmp_path}/p.csv", f"{tmp_path}/scores")
+    assert (config.truth, config.cells) == (f"{tmp_path}/t.csv", f"{tmp_path}/c.json")
+    assert EvaluateConfig(predictions="./~", out="a~b").predictions == "./~"

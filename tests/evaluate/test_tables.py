@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from evaluation_samples import run, write_csv, write_parquet, write_run, written_rows
+from evaluation_samples import run, write_csv, write_either, write_parquet, write_run, written_rows
 
 from geoloc_batch.errors import ConfigError, InputError
 
@@ -177,3 +177,26 @@ def test_a_truth_may_be_a_folder_of_parquet(tmp_path: Path) -> None:
         write_parquet(tmp_path / "truth" / f"{name}.parquet", {**part, "cell": [1]} if row else part)
     found = run(tmp_path, write_csv(tmp_path / "p.csv", {**GOOD, "cell": [1, 1, 2]}), tmp_path / "truth")
     assert (found.metrics.rows, found.metrics.cell_rows, found.metrics.top_1) == (3, 2, 50)
+
+
+def test_one_file_may_be_both_the_predictions_and_the_truth(tmp_path: Path) -> None:
+    good = write_csv(tmp_path / "p.csv", GOOD)
+    found = run(tmp_path, good, good)
+    assert (found.metrics.rows, found.metrics.median_km) == (len(GOOD["key"]), 0)
+
+
+@pytest.mark.parametrize("name", ["shard", "cell"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_serves_as_the_key_serves_as_nothing_else(tmp_path: Path, name: str, suffix: str) -> None:
+    truth = {name: GOOD["key"], "lat": GOOD["lat"], "lon": GOOD["lon"]}
+    predicted = {**GOOD, "shard": ["0.tar"] * len(GOOD["key"]), "cell": [1] * len(GOOD["key"])}
+    sides = write_either(tmp_path / f"p{suffix}", predicted), write_either(tmp_path / f"t{suffix}", truth)
+    assert run(tmp_path, *sides, key_column=name).metrics.rows == len(GOOD["key"])
+
+
+@pytest.mark.parametrize("name", ["lat", "cell"])
+def test_true_and_false_are_neither_degrees_nor_cells(tmp_path: Path, name: str) -> None:
+    flags = [row % 2 == 0 for row in range(len(GOOD["key"]))]
+    truth = write_parquet(tmp_path / "t.parquet", {**GOOD, name: flags})
+    with pytest.raises(InputError, match=f"column '{name}' holds bool, .*true and false are no numbers"):
+        run(tmp_path, write_csv(tmp_path / "p.csv", GOOD), truth)

@@ -161,3 +161,46 @@ def test_four_numbers_of_a_box_are_parsed_with_their_signs() -> None:
     nuts = parse(configs.NutsConfig, "n.geojson", "--out", "o.json", "--level", 2)
     assert isinstance(nuts, configs.NutsConfig)
     assert (nuts.file, nuts.points, nuts.level, nuts.min_points) == ("n.geojson", "", 2, None)
+
+
+@pytest.mark.parametrize("out", [".", "..", "folder", "folder/"])
+def test_a_folder_in_place_of_a_file_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    # None of the inputs is there: to read one would be another error.
+    with pytest.raises(OutputError, match=rf"^--out {out} is a folder; name a file"):
+        build(configs.KdtreeConfig(points="absent.csv", out=out))
+    with pytest.raises(OutputError, match=rf"^--map {out} is a folder; name a file"):
+        show(configs.ShowConfig(file="absent.json", map=out))
+    with pytest.raises(OutputError, match=rf"^OUT {out} is a folder; name a file"):
+        convert(configs.ConvertConfig(source="absent.json", out=out))
+    with pytest.raises(ConfigError, match="OUT must not be empty"):
+        configs.ConvertConfig(source="absent.json", out="")
+
+
+@pytest.mark.parametrize("bbox", [(), (45.0, 5.0, 50.0), (45.0, 5.0, 50.0, 9.0, 1.0)])
+def test_a_box_of_another_length_is_refused(bbox: tuple[float, ...]) -> None:
+    for kind, values in (
+        (configs.KdtreeConfig, {"points": "p", "out": "o.json"}),
+        (configs.CeilingConfig, {"file": "f"}),
+    ):
+        with pytest.raises(ConfigError, match=r"--bbox takes four numbers, SOUTH WEST NORTH EAST in degrees, got "):
+            kind(**{"points": "p", **values, "bbox": bbox})  # type: ignore[arg-type]
+
+
+def test_a_tilde_that_the_shell_left_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    built = configs.PolygonsConfig(file="~/f.json", points="~/p.csv", out="~/o.json")
+    shown = configs.ShowConfig(file="~/f.json", points="~/p.csv", map="~/m.png", outlines="~/l.json")
+    converted = configs.ConvertConfig(source="~/f.json", out="~/o.json")
+    measured = configs.CeilingConfig(file="~/f.json", points="~/p.csv")
+    paths = [
+        value
+        for config in (built, shown, converted, measured)
+        for value in dataclasses.asdict(config).values()
+        if isinstance(value, str) and "/" in value
+    ]
+    assert len(paths) == 11
+    assert {Path(path).parent for path in paths} == {tmp_path}

@@ -125,3 +125,14 @@ def test_a_box_holds_its_edges_also_across_the_antimeridian() -> None:
 def test_a_box_that_is_none_is_refused(box: tuple[float, float, float, float]) -> None:
     with pytest.raises(ConfigError, match="--bbox takes SOUTH WEST NORTH EAST"):
         Box(south=box[0], west=box[1], north=box[2], east=box[3])
+
+
+def test_true_and_false_are_no_degrees(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"lat": [True, False, None], "lon": [1.0, 2.0, 3.0]}), tmp_path / "points.parquet")
+    points = read_points(tmp_path / "points.parquet")
+    assert len(points) == 0
+    assert [(bad.reason, bad.lat) for bad in points.bad] == [
+        ("no number", "True"),
+        ("no number", "False"),
+        ("missing", ""),
+    ]

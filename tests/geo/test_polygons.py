@@ -129,3 +129,11 @@ def test_a_point_among_polygons_is_refused_with_the_file(tmp_path: Path) -> None
     assert str(path) in str(caught.value)
     with pytest.raises(PartitionError, match="--min-points 3 needs points to count"):
         build_polygons(read_polygons(path), min_points=3)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"features": ' * 100_000])
+def test_brackets_without_an_end_are_no_geojson(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"deep.json is no GeoJSON FeatureCollection: .* nested too deeply"):
+        read_polygons(path)

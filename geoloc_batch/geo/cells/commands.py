@@ -80,10 +80,10 @@ def build(config: BuildConfig, read: Reader = read_table) -> Built:
     Raises:
         InputError: the points or polygons cannot be read.
         PartitionError: no cells can be made of them as asked.
-        OutputError: the folder of --out is missing.
+        OutputError: --out is a folder, or its folder is missing.
     """
     start = time.perf_counter()
-    _check_out(config.out)
+    _check_out(f"--out {config.out}", config.out)
     points, point_deg_N2 = None, None
     num_all = 0
     if config.points:
@@ -118,8 +118,10 @@ def show(config: ShowConfig, read: Reader = read_table) -> Shown:
     Raises:
         PartitionError: the cells cannot be read.
         InputError: the points or outlines cannot be read.
-        OutputError: the folder of --map is missing.
+        OutputError: --map is a folder, or its folder is missing.
     """
+    if config.map:
+        _check_out(f"--map {config.map}", config.map)
     partition = load_partition(config.file)
     point_deg_N2 = None
     if config.points:
@@ -128,7 +130,6 @@ def show(config: ShowConfig, read: Reader = read_table) -> Shown:
     if config.map:
         from geoloc_batch.geo.cells.map import draw_map
 
-        _check_out(config.map)
         draw_map(partition, Path(config.map), outlines=config.outlines, point_deg_N2=point_deg_N2)
     return shown
 
@@ -138,10 +139,10 @@ def convert(config: ConvertConfig) -> Converted:
 
     Raises:
         PartitionError: the cells cannot be read, or the name of OUT is of no format that is written.
-        OutputError: the folder of OUT is missing.
+        OutputError: OUT is a folder, or its folder is missing.
     """
+    _check_out(f"OUT {config.out}", config.out)
     partition = load_partition(config.source)
-    _check_out(config.out)
     partition.save(config.out)
     assert load_partition(config.out) == partition
     kind = None if partition.shapes is None else partition.shapes.kind
@@ -243,8 +244,10 @@ def _within(points: Points, box: Box | None) -> NDArray[np.float64]:
     return kept
 
 
-def _check_out(out: str) -> None:
+def _check_out(given: str, out: str) -> None:
     """Before the work, not after it."""
+    if Path(out).is_dir():
+        raise OutputError(f"{given} is a folder; name a file")
     folder = Path(out).parent
     if not folder.is_dir():
-        raise OutputError(f"the folder of {out} does not exist; make {folder} first")
+        raise OutputError(f"the folder of {given} does not exist; make {folder} first")

@@ -9,9 +9,13 @@ from tyro.conf import Positional, arg
 
 from geoloc_batch.errors import ConfigError
 from geoloc_batch.geo.bbox import REGIONS, Box
+from geoloc_batch.geo.home import expand_home
+
+PATHS = ("out", "points", "file", "source", "map", "outlines")
+"""Settings that may begin with ~, the user's home."""
 
 
-def box_of(bbox: tuple[float, float, float, float] | None, region: str) -> Box | None:
+def box_of(bbox: tuple[float, ...] | None, region: str) -> Box | None:
     """The box that --bbox or --region names, None where neither is given; a ConfigError where both are."""
     if bbox is not None and region:
         raise ConfigError("give either --bbox or --region, not both")
@@ -21,6 +25,10 @@ def box_of(bbox: tuple[float, float, float, float] | None, region: str) -> Box |
         return REGIONS[region]
     if bbox is None:
         return None
+    # A TOML file may hold a list of any length.
+    if len(bbox) != 4:
+        given = " ".join(f"{value:g}" for value in bbox) or "none"
+        raise ConfigError(f"--bbox takes four numbers, SOUTH WEST NORTH EAST in degrees, got {given}")
     south, west, north, east = bbox
     return Box(south=south, west=west, north=north, east=east)
 
@@ -46,6 +54,7 @@ class PointsConfig:
         if self.out.lower().endswith(".csv"):
             raise ConfigError(f"--out {self.out}: cells are written as .json or .parquet, not as CSV")
         box_of(self.bbox, self.region)
+        expand_home(self, PATHS)
 
     @property
     def box(self) -> Box | None:
@@ -173,6 +182,7 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if self.outlines and not self.map:
             raise ConfigError("--outlines is for a map; give --map FILE.png as well")
+        expand_home(self, PATHS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +193,11 @@ class ConvertConfig:
     """Cells: geocell_info.json, GeoParquet that `geoloc cells` wrote, or OpenStreetView-5M's quadtree CSV."""
     out: Positional[Annotated[str, arg(metavar="OUT")]]
     """The file to write."""
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ConfigError("OUT must not be empty: name the file to write, such as cells.parquet")
+        expand_home(self, PATHS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,3 +219,4 @@ class CeilingConfig:
 
     def __post_init__(self) -> None:
         box_of(self.bbox, self.region)
+        expand_home(self, PATHS)

@@ -79,7 +79,7 @@ def read_geoparquet(path: Path) -> Partition:
     try:
         table = pq.ParquetFile(path).read()
         remark = json.loads((table.schema.metadata or {}).get(_REMARK, b"null"))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise PartitionError(f"{path} cannot be read as GeoParquet: {error}") from error
     if not isinstance(remark, dict) or remark.get("form") != _FORM:
         raise PartitionError(
@@ -90,7 +90,7 @@ def read_geoparquet(path: Path) -> Partition:
         return _partition(table, remark.get("shapes"), path)
     except PartitionError as error:
         raise PartitionError(f"{path}: {error}") from error
-    except (KeyError, ValueError, TypeError, pa.ArrowException) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:
         raise PartitionError(f"{path} is a damaged file of cells: {type(error).__name__}: {error}") from error
 
 

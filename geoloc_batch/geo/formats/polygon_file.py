@@ -107,6 +107,8 @@ def _from_geojson(path: Path) -> tuple[list[Mapping[str, Any]], NDArray[np.objec
             {"": feature.get("id"), **(feature.get("properties") or {})} for feature in features
         ]
         shapes = [shapely.geometry.shape(each["geometry"]) if each.get("geometry") else None for each in features]
+    except RecursionError:
+        raise InputError(f"{path} is no GeoJSON FeatureCollection: its brackets are nested too deeply") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
         raise InputError(f"{path} is no GeoJSON FeatureCollection: {type(error).__name__}: {error}") from error
     if not str(crs).endswith(_DEGREES):
@@ -133,6 +135,8 @@ def _from_geoparquet(path: Path) -> tuple[list[Mapping[str, Any]], NDArray[np.ob
         ]
         table = file.read(columns=[*others, primary])
         geometries = shapely.from_wkb(np.array(table[primary].to_pylist(), dtype=object))
+    except RecursionError:
+        raise InputError(f"{path} is no GeoParquet: the brackets of its metadata are nested too deeply") from None
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException, shapely.errors.ShapelyError) as error:
         raise InputError(f"{path} is no GeoParquet with WKB geometries: {type(error).__name__}: {error}") from error
     crs = about.get("crs", {"id": {"authority": "OGC", "code": "CRS84"}})
