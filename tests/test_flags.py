@@ -11,6 +11,7 @@ from geoloc_batch import cli
 from geoloc_batch.errors import ConfigError
 from geoloc_batch.flags import flag_names, from_flat
 from geoloc_batch.run.config import EmbedConfig, PredictConfig
+from geoloc_batch.stream.packing.config import PackConfig
 
 
 @pytest.fixture
@@ -133,6 +134,16 @@ def test_every_flag_has_its_docstring_in_the_help(capsys: pytest.CaptureFixture[
         for flag in flag_names(kind):
             positional = flag.upper() in text
             assert positional or f"--{flag.replace('_', '-')}" in text, f"{command}: {flag}"
+
+
+@pytest.mark.parametrize("given", ["~/x", "./~", "~"])
+def test_a_leading_tilde_of_out_is_the_home(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The shell expands that of `--out ~/x`, and not that of `--out=~/x`.
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = {"~/x": "/home/me/x", "./~": "./~", "~": "/home/me"}[given]
+    assert from_flat(EmbedConfig, {"shards": ["a.tar"], "out": given}).out == expected
+    assert from_flat(PredictConfig, {"shards": ["a.tar"], "out": given}).out == expected
+    assert from_flat(PackConfig, {"sources": ["a"], "out": given}).out == expected
 
 
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

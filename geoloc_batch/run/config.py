@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from geoloc_batch.errors import ConfigError
+from geoloc_batch.geo.home import expand_home
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.stream.config import StreamConfig
@@ -53,6 +54,7 @@ class EmbedConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
 
     def __post_init__(self) -> None:
+        expand_home(self, {"out"})
         if not self.out and not self.dry_run:
             raise ConfigError("--out must be given: name the folder for the embeddings")
         if not self.shards:
@@ -79,6 +81,7 @@ class PredictConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
 
     def __post_init__(self) -> None:
+        expand_home(self, {"out", "from_embeddings"})
         if bool(self.shards) == bool(self.from_embeddings):
             given = "both" if self.shards else "neither"
             raise ConfigError(f"give either shards (or photos) or --from-embeddings FOLDER, got {given}")

@@ -153,3 +153,12 @@ def test_an_interrupt_tells_what_was_measured_so_far(world: World, tmp_path: Pat
     told = json.loads(out.splitlines()[-1])
     assert told["units"] == 2
     assert 0 <= told["samples"] <= COUNTS[0]
+
+
+def test_cores_are_not_told_where_nothing_was_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "a.tar", [(f"{row}.jpg", b"no photo at all") for row in range(3)])
+    assert main(["embed", str(tmp_path), "--dry-run", "--encoder", "demo"]) == 3
+    out = capsys.readouterr().out
+    assert out.startswith("3 photos in 1 unit, 3 errors, ")
+    assert "inf" not in out
+    assert "cores that decode" not in out

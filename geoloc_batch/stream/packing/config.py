@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from geoloc_batch.errors import ConfigError
+from geoloc_batch.geo.home import expand_home
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,7 @@ class PackConfig:
     """Replace the shards that the output folder holds already."""
 
     def __post_init__(self) -> None:
+        expand_home(self, {"out"})
         if not self.sources or not all(self.sources):
             raise ConfigError("no photos were given: name a folder, photos, or a CSV or Parquet that lists them")
         if not self.out:
