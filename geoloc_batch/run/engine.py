@@ -166,7 +166,7 @@ class Engine:
     def _settle(self, unit: OpenUnit) -> None:
         """Send a unit on if it is whole: to be written, or, where it has overflowed, to wait for another precision."""
         index = unit.execution.unit.index
-        if unit.num_overflowed:
+        if unit.num_overflowed or unit.is_cut_off:
             rows, errors = unit.drop()
             self._telemetry.count(rows=-rows, errors=-errors)
         if not unit.is_whole:

@@ -15,6 +15,7 @@ from geoloc_batch.geo.located import Located
 from geoloc_batch.records import RowError, Sample, UnitEnd
 from geoloc_batch.store import tables
 from geoloc_batch.store.ledger import Execution, UnitCounts
+from geoloc_batch.store.places import place_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,15 @@ class OpenUnit:
         num_settled = len(self.samples) + len(self.errors) + self.num_dropped
         return self.end is not None and num_settled == self.end.num_samples
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a sender (a server, a command) failed in the midst of it: another try can give it whole.
+
+        Unlike a damaged file, where what stands before the damage is all that there will ever be.
+        """
+        error = None if self.end is None else self.end.unit_error
+        return error is not None and error.retryable and place_of(self.execution.unit) is None
+
     def add(
         self, samples: Sequence[Sample], features_ND: NDArray[np.float32] | None, located: Sequence[Located]
     ) -> None:
@@ -62,7 +72,7 @@ class OpenUnit:
             gathered.append(places)
 
     def drop(self) -> tuple[int, int]:
-        """Forget what has been gathered, since the unit will be made again; how many rows and error rows that was."""
+        """Forget what has been gathered, since the unit is to be made again; how many rows and error rows that was."""
         dropped = len(self.samples), len(self.errors)
         self.num_dropped += sum(dropped)
         self.samples, self.features, self.errors = [], [], []
@@ -75,7 +85,7 @@ class OpenUnit:
         end = self.end
         assert end is not None
         return UnitCounts(
-            samples=end.num_samples,
+            samples=len(self.samples) + len(self.errors),
             rows=len(self.samples),
             errors=len(self.errors),
             unit_error=end.unit_error,

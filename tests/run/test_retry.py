@@ -59,6 +59,26 @@ def test_a_retry_gives_what_an_undisturbed_run_gives(
     assert geoloc("predict", *listed(shards), "--out", tmp_path / "out", *flags)[1]["rows"] == 27
 
 
+def test_a_shard_whose_sender_breaks_off_is_published_whole_by_a_retry_or_not_at_all(
+    world: World, shards: Path, geoloc: Geoloc, tmp_path: Path
+) -> None:
+    mend(shards)
+    tar = shards / "mount" / "000003.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+
+    code, summary = geoloc("embed", *listed(shards), "--out", out, *world.encoder_flags)
+
+    # Half of its photos came; a file cut like that would have kept them.
+    assert (code, summary["rows"], summary["samples"], summary["unit_errors"]) == (3, 15, 15, 1)
+    assert not (out / "img_emb" / "img_emb_000003.npy").exists()
+    assert geoloc("verify", out)[0] == 0
+    tar.write_bytes(whole)
+    code, summary = geoloc("retry", out)
+    assert (code, summary["rows"], summary["unit_errors"]) == (0, 27, 0)
+
+
 def test_a_retry_that_reads_less_keeps_the_rows_and_says_so(
     world: World, shards: Path, geoloc: Geoloc, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
