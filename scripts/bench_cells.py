@@ -12,9 +12,6 @@ time. First 2,000 positions are compared with the definition: every closed box, 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +22,7 @@ import h3
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from report import bar, report, unjudged
 
 from geoloc_batch.geo.cells.h3 import build_h3
 from geoloc_batch.geo.cells.kmeans import build_kmeans
@@ -60,22 +58,13 @@ def main() -> int:
         for name, job in jobs.items():
             seconds[name].append(clock(name, job))
     seconds["kmeans"].append(clock("kmeans", lambda: check_kmeans(points)))
-    bars = [bar(name, statistics.median(times), FLOORS.get(name), options.points) for name, times in seconds.items()]
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
-    versions = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "h3": h3.__version__,
-        "shapely": shapely.__version__,
-    }
-    print(json.dumps({"bench": "cells", "machine": machine, "versions": versions, "bars": bars}))
-    return 0 if all(each["met"] is not False for each in bars) else 1
-
-
-def bar(name: str, value: float, floor: float | None, num_points: int) -> dict[str, object]:
-    """One figure; a floor holds for a million positions, so fewer prove nothing."""
-    met = None if floor is None or num_points < 1_000_000 else value < floor
-    return {"name": name, "value": round(value, 3), "floor": floor, "goal": None, "unit": "s", "met": met}
+    bars = [
+        bar(name, round(statistics.median(times), 3), "s", FLOORS.get(name), is_lower=True)
+        for name, times in seconds.items()
+    ]
+    # The floors are for a million positions: fewer prove nothing.
+    bars = bars if options.points >= 1_000_000 else unjudged(bars)
+    return report("cells", bars, ("numpy", "h3", "shapely"))
 
 
 def clock(name: str, job: Callable[[], object]) -> float:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -43,6 +41,7 @@ from encoder_models import (
     make_pixels,
     normalized,
 )
+from report import bar, report, unjudged
 from torch import Tensor
 
 from geoloc_batch.model.arithmetic import DTYPES, FP8_CAPABILITY, fix_summation_order
@@ -66,7 +65,7 @@ def main() -> int:
         return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.quick:
-        bars = [bar | {"met": None} for bar in measure(TINY, device, repeats=1)]
+        bars = unjudged(measure(TINY, device, repeats=1))
     elif device.type == "cuda":
         has_fp8 = torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
         large = replace(LARGE, precisions=("bf16", "fp8")) if has_fp8 else LARGE
@@ -75,31 +74,9 @@ def main() -> int:
         small, base = (measure(case, device, repeats=options.repeats) for case in (SMALL, BASE))
         bars = [*small, *base, *cpu_bars(small, base), *cuda_bars(None, device, 0)]
     warm = None if device.type == "cuda" else warm_start(options.quick)
-    bars.append(
-        bar(WARM, warm, "ratio, lower is better", *((None, None) if options.quick else (0.5, 0.35)), is_lower=True)
-    )
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    print(json.dumps({"bench": "encoder", "machine": machine, "versions": versions, "bars": bars}))
-    return 0 if all(row["met"] is not False for row in bars) else 1
-
-
-def bar(
-    name: str,
-    value: float | None,
-    unit: str,
-    floor: float | None = None,
-    goal: float | None = None,
-    *,
-    is_lower: bool = False,
-) -> dict[str, Any]:
-    """One figure, and whether it reaches its floor."""
-    met = None
-    if floor is not None and value is not None:
-        met = value <= floor if is_lower else value >= floor
-    return {"name": name, "value": value, "floor": floor, "goal": goal, "unit": unit, "met": met}
+    bars.append(bar(WARM, warm, "ratio", *((None, None) if options.quick else (0.5, 0.35)), is_lower=True))
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return report("encoder", bars, ("torch", "open_clip_torch"), gpu=gpu)
 
 
 def measure(case: Case, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -25,6 +24,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from report import Bar, bar, report
 
 SCRIPTS = Path(__file__).resolve().parent
 TOTAL_S = 535.0
@@ -91,12 +92,9 @@ def main() -> int:
     print(table(outcomes))
     bars = [{**row, "name": f"{outcome.part}: {row['name']}"} for outcome in outcomes for row in outcome.bars]
     parts = [{"part": one.part, "status": one.status, "seconds": one.seconds} for one in outcomes]
-    machine: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    machine["gpu"] = next((outcome.gpu for outcome in outcomes if outcome.gpu), None)
-    versions = {"python": platform.python_version()}
-    print(json.dumps({"bench": "gpu", "machine": machine, "versions": versions, "bars": bars, "parts": parts}))
-    is_sound = not any(outcome.status.startswith("failed") for outcome in outcomes)
-    return 0 if is_sound and all(row["met"] is not False for row in bars) else 1
+    gpu = next((outcome.gpu for outcome in outcomes if outcome.gpu), None)
+    code = report("gpu", bars, (), gpu=gpu, parts=parts)
+    return 1 if any(outcome.status.startswith("failed") for outcome in outcomes) else code
 
 
 def run_part(part: Part, left_s: float, *, is_quick: bool) -> Outcome:
@@ -157,9 +155,9 @@ def last_json(said: str) -> dict[str, Any] | None:
         return None
 
 
-def null_bar(why: str) -> dict[str, Any]:
+def null_bar(why: str) -> Bar:
     """Stands for the bars of a part that has none."""
-    return {"name": f"everything ({why})", "value": None, "floor": None, "goal": None, "unit": "", "met": None}
+    return bar(f"everything ({why})", None, "")
 
 
 def unjudged(row: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import tarfile
@@ -30,8 +28,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
+from report import Bar, bar, report
 
 from geoloc_batch import embed, verify
 
@@ -58,34 +56,20 @@ def main() -> int:
                 found = run(Path(scratch, f"shards{size}"), Path(scratch, f"out{size}.{repeat}"), options.photos)
                 print(f"shards of {size}: {json.dumps(found)}", file=sys.stderr)
                 measured[size].append(found)
-    bars = [bar for size in sizes for bar in bars_of(size, measured[size])]
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    print(json.dumps({"bench": "ledger", "machine": machine, "versions": versions, "bars": bars}))
-    return 0 if all(bar["met"] is not False for bar in bars) else 1
+    bars = [row for size in sizes for row in bars_of(size, measured[size])]
+    return report("ledger", bars, ("torch", "numpy"))
 
 
-def bars_of(size: int, found: list[dict[str, float]]) -> list[dict[str, object]]:
+def bars_of(size: int, found: list[dict[str, float]]) -> list[Bar]:
     """Both shares, with a floor at shards of 1,000; seconds a unit and speed to judge other machines by."""
     middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
-    bars: list[dict[str, object]] = []
-    for kind in KINDS:
-        value = round(middle[kind], 5)
-        floor = FLOOR if size == 1000 else None
-        bars.append(
-            {
-                "name": f"ledger {kind} / run, shards of {size}",
-                "value": value,
-                "floor": floor,
-                "goal": None,
-                "unit": "share of the run's time, lower is better",
-                "met": None if floor is None else value <= floor,
-            }
-        )
-    for name, unit in (("work_per_unit_ms", "ms, lower is better"), ("images_per_second", "images/s")):
-        told = {"name": f"{name}, shards of {size}", "value": round(middle[name], 3), "floor": None, "goal": None}
-        bars.append({**told, "unit": unit, "met": None})
-    return bars
+    floor = FLOOR if size == 1000 else None
+    shares = [(f"ledger {kind} / run, shards of {size}", round(middle[kind], 5)) for kind in KINDS]
+    return [
+        *(bar(name, value, "share of the run's time", floor, is_lower=True) for name, value in shares),
+        bar(f"work_per_unit_ms, shards of {size}", round(middle["work_per_unit_ms"], 3), "ms", is_lower=True),
+        bar(f"images_per_second, shards of {size}", round(middle["images_per_second"], 3), "images/s"),
+    ]
 
 
 def run(shards: Path, out: Path, num_photos: int) -> dict[str, float]:

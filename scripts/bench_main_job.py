@@ -20,8 +20,6 @@ import argparse
 import functools
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,10 +29,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from report import bar, report, unjudged
 from stream_photos import street_photos, write_shard
 
 from geoloc_batch import predict
@@ -117,13 +115,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         bars = measure(case, Path(scratch), device, 1 if options.quick else options.repeats)
     if options.quick:
-        bars = [row | {"met": None} for row in bars]
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    print(json.dumps({"bench": "main_job", "machine": machine, "versions": versions, "bars": bars}))
-    return 0 if all(row["met"] is not False for row in bars) else 1
+        bars = unjudged(bars)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return report("main_job", bars, ("torch", "numpy", "transformers"), gpu=gpu)
 
 
 def measure(case: Case, folder: Path, device: torch.device, repeats: int) -> list[dict[str, Any]]:
@@ -161,14 +155,6 @@ def measure(case: Case, folder: Path, device: torch.device, repeats: int) -> lis
 def ratio(ours: list[float], theirs: list[float]) -> float:
     """The median of our rate over theirs, round by round."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
-
-
-def bar(
-    name: str, value: float | None, unit: str, floor: float | None = None, goal: float | None = None
-) -> dict[str, Any]:
-    """One figure, and whether it reaches its floor."""
-    met = None if floor is None or value is None else value >= floor
-    return {"name": name, "value": value, "floor": floor, "goal": goal, "unit": unit, "met": met}
 
 
 def make_shards(case: Case, folder: Path, photos: list[bytes]) -> None:

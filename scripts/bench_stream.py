@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from report import bar, report
 from stream_contenders import RING, SIDE, WALKS, Pace, loader, pool, quick_start, stream
 from stream_parity import Drift, drift_of
 from stream_photos import PhotoSet, large_photos, odd_photos, packed, real_photos, street_photos, write_shard
@@ -63,11 +62,8 @@ def main() -> int:
             street = sets[0].distinct
             bars += walk_bars(Path(scratch), street, 200 if options.quick else 1500)
             bars += memory_bars(Path(scratch), street, (200, 400) if options.quick else (500, 4000))
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": usable_cpus()}
-    names = ("torch", "numpy", "pillow", "simplejpeg", "webdataset", "open_clip_torch", "transformers")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    print(json.dumps({"bench": "stream", "machine": machine, "versions": versions, "bars": bars}))
-    return 0 if all(bar["met"] is not False for bar in bars) else 1
+    libraries = ("torch", "numpy", "pillow", "simplejpeg", "webdataset", "open_clip_torch", "transformers")
+    return report("stream", bars, libraries)
 
 
 def photo_sets(folder: Path, real: Sequence[bytes], size: int) -> list[PhotoSet]:
@@ -86,8 +82,8 @@ def photo_sets(folder: Path, real: Sequence[bytes], size: int) -> list[PhotoSet]
 def parity_bars(drift: Drift) -> Bars:
     """What was compared before anything was timed."""
     return [
-        bar("photos unlike CLIPImageProcessor's", drift.num_unlike, "photos, lower is better", floor=0, is_lower=True),
-        bar("drift from PIL's bicubic", drift.max_levels, "levels, lower is better", floor=LEVELS_FLOOR, is_lower=True),
+        bar("photos unlike CLIPImageProcessor's", drift.num_unlike, "photos", floor=0, is_lower=True),
+        bar("drift from PIL's bicubic", drift.max_levels, "levels", floor=LEVELS_FLOOR, is_lower=True),
         bar("values identical to PIL's, least photo", drift.min_identical, "share", floor=IDENTICAL_FLOOR),
     ]
 
@@ -171,7 +167,7 @@ def memory_bars(folder: Path, photos: Sequence[bytes], counts: Sequence[int]) ->
         peak_mb = {kind: peak(kind, threads, batch_size, shard, count) for kind in ("pool", "stream")}
         above_mb = round(peak_mb["stream"] - peak_mb["pool"] - ring_mb, 1)
         name = f"peak RssAnon above ring and decoders, shard of {shard.stat().st_size / 1e6:.0f} MB"
-        bars.append(bar(name, above_mb, "MB, lower is better", floor=MEMORY_FLOOR_MB, is_lower=True))
+        bars.append(bar(name, above_mb, "MB", floor=MEMORY_FLOOR_MB, is_lower=True))
         shard.unlink()
     return bars
 
@@ -197,22 +193,6 @@ def ratio(ours: Sequence[Pace], theirs: Sequence[Pace], by: str = "photos_per_s"
 def middle(paces: Sequence[Pace]) -> float:
     """The median pace."""
     return round(statistics.median(pace.photos_per_s for pace in paces), 1)
-
-
-def bar(
-    name: str,
-    value: float | None,
-    unit: str,
-    *,
-    floor: float | None = None,
-    goal: float | None = None,
-    is_lower: bool = False,
-) -> dict[str, object]:
-    """One figure, and whether it reaches its floor; a value of None could not be measured."""
-    met = None
-    if floor is not None and value is not None:
-        met = value <= floor if is_lower else value >= floor
-    return {"name": name, "value": value, "floor": floor, "goal": goal, "unit": unit, "met": met}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 import torch._dynamo
 from encoder_models import LARGE, TINY, Case, encoder_of, make_clip, make_pixels
+from report import Bar, bar, report
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -37,6 +36,8 @@ from geoloc_batch.stream.batch import Batch
 RING, BATCHES, UNDER_WAY = 4, 24, 3
 # What runs by default on CUDA, and what its bits may depend on most.
 COMPILED = ("bf16", "fp8")
+WARM = (0.5, 0.35)
+"""Floor and goal of a warm start over a cold one."""
 
 
 def main() -> int:
@@ -64,18 +65,13 @@ def main() -> int:
         faults_bar("times that starting a batch waits for the device", waits if is_cuda else None),
         warm_bar(),
     ]
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
-    if is_cuda:
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    print(json.dumps({"bench": "check_gpu", "machine": machine, "versions": versions, "bars": bars}))
-    return 0 if all(row["met"] is not False for row in bars) else 1
+    gpu = torch.cuda.get_device_name(device) if is_cuda else None
+    return report("check_gpu", bars, ("torch",), gpu=gpu)
 
 
-def faults_bar(name: str, faults: int | None) -> dict[str, Any]:
-    """Faults; None where they cannot be looked for."""
-    met = None if faults is None else faults == 0
-    return {"name": name, "value": faults, "floor": 0, "goal": None, "unit": "faults, lower is better", "met": met}
+def faults_bar(name: str, faults: int | None) -> Bar:
+    """A count that has to be 0; None where it cannot be taken here."""
+    return bar(name, faults, "faults", 0, is_lower=True)
 
 
 def runs(precision: str, device: torch.device) -> bool:
@@ -161,9 +157,9 @@ def set_sync_warnings(is_on: bool) -> None:
         torch.cuda.set_sync_debug_mode("warn" if is_on else "default")
 
 
-def warm_bar() -> dict[str, Any]:
+def warm_bar() -> Bar:
     """Seconds to the first batch of `geoloc warmup`, when it finds its graph over when it does not."""
-    name, unit = "demo encoder: first batch with a warm / cold compile cache", "ratio, lower is better"
+    name = "demo encoder: first batch with a warm / cold compile cache"
     with tempfile.TemporaryDirectory() as cache:
         flags = ["--encoder", "demo", "--batch-size", "4", "--compile-cache", cache]
         command = [sys.executable, "-m", "geoloc_batch", "warmup", *flags]
@@ -171,11 +167,11 @@ def warm_bar() -> dict[str, Any]:
         for _ in range(2):
             ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if ran.returncode:
-                return {"name": name, "value": 1.0, "floor": 0.5, "goal": 0.35, "unit": unit, "met": False}
+                return bar(name, 1.0, "ratio", *WARM, is_lower=True)
             found.append(json.loads(ran.stdout.splitlines()[-1]))
     value = round(found[1]["seconds"] / found[0]["seconds"], 3)
-    met = found[1]["was_warm"] and value <= 0.5
-    return {"name": name, "value": value, "floor": 0.5, "goal": 0.35, "unit": unit, "met": met}
+    # One that was quick without its cache has shown nothing.
+    return bar(name, value if found[1]["was_warm"] else 1.0, "ratio", *WARM, is_lower=True)
 
 
 if __name__ == "__main__":
