@@ -63,13 +63,11 @@ class PointsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class H3Config(PointsConfig):
-    """Cells of Uber's hexagonal grid that hold a point."""
+class TreeConfig(PointsConfig):
+    """Cells of a regular kind, made where points are."""
 
     points: Positional[Annotated[str, arg(metavar="POINTS")]]
     """Positions: a CSV or Parquet table with lat and lon, a folder of embeddings, or shards whose json has them."""
-    res: int = 4
-    """Resolution of the grid, 0 to 15; 4 has cells about 45 km wide."""
     min_points: int = 1
     """Leave out cells with fewer points; their points belong to the nearest centroid."""
     centroid: Literal["mean", "geometric"] = "mean"
@@ -77,11 +75,37 @@ class H3Config(PointsConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class H3Config(TreeConfig):
+    """Cells of Uber's hexagonal grid that hold a point."""
+
+    res: int = 4
+    """Resolution of the grid, 0 to 15; 4 has cells about 45 km wide."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KdtreeConfig(TreeConfig):
+    """Boxes of a k-d tree: cut at the median until each holds few points."""
+
+    max_points: int = 39
+    """Cut boxes that hold more points. The published heads have 19, 39, 78 and 155."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuadtreeConfig(TreeConfig):
+    """Boxes of OpenStreetView-5M's quadtree: cut into four while they hold many points."""
+
+    max_points: int = 1000
+    """Cut boxes that hold this many points or more."""
+    depth: int = 10
+    """How often at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KmeansConfig(PointsConfig):
     """Cells of spherical k-means: each point belongs to the nearest centroid."""
 
     points: Positional[Annotated[str, arg(metavar="POINTS")]]
-    """Positions: a CSV or Parquet table with lat and lon, a folder of embeddings, or shards whose json has them."""
+    """Positions: a table, a folder of embeddings or shards, as for the other kinds."""
     k: int = 2000
     """Number of cells to begin with."""
     min_points: int = 10
@@ -90,36 +114,6 @@ class KmeansConfig(PointsConfig):
     """Rounds of k-means on a sample of 256 points a cell; exact ones on all points follow."""
     seed: int = 0
     """Seed of the points that the cells start from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KdtreeConfig(PointsConfig):
-    """Boxes of a k-d tree: cut at the median until each holds few points."""
-
-    points: Positional[Annotated[str, arg(metavar="POINTS")]]
-    """Positions: a CSV or Parquet table with lat and lon, a folder of embeddings, or shards whose json has them."""
-    max_points: int = 39
-    """Cut boxes that hold more points. The published heads have 19, 39, 78 and 155."""
-    min_points: int = 1
-    """Leave out cells with fewer points; their points belong to the nearest centroid."""
-    centroid: Literal["mean", "geometric"] = "mean"
-    """Centroids: the spherical mean of a cell's points, or the middle of its box."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuadtreeConfig(PointsConfig):
-    """Boxes of OpenStreetView-5M's quadtree: cut into four while they hold many points."""
-
-    points: Positional[Annotated[str, arg(metavar="POINTS")]]
-    """Positions: a CSV or Parquet table with lat and lon, a folder of embeddings, or shards whose json has them."""
-    max_points: int = 1000
-    """Cut boxes that hold this many points or more."""
-    depth: int = 10
-    """How often at most."""
-    min_points: int = 1
-    """Leave out cells with fewer points; their points belong to the nearest centroid."""
-    centroid: Literal["mean", "geometric"] = "mean"
-    """Centroids: the spherical mean of a cell's points, or the middle of its box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +163,7 @@ class ShowConfig:
     file: Positional[Annotated[str, arg(metavar="FILE")]]
     """Cells: geocell_info.json, GeoParquet that `geoloc cells` wrote, or OpenStreetView-5M's quadtree CSV."""
     points: str = ""
-    """Count these positions in the cells: a CSV or Parquet table with lat and lon."""
+    """Count these positions in the cells: a CSV or Parquet table with lat and lon, embeddings, or shards."""
     map: str = ""
     """Draw a PNG map to this file."""
     outlines: str = ""
@@ -207,7 +201,7 @@ class CeilingConfig:
     file: Positional[Annotated[str, arg(metavar="FILE")]]
     """Cells: geocell_info.json, GeoParquet that `geoloc cells` wrote, or OpenStreetView-5M's quadtree CSV."""
     points: Positional[Annotated[str, arg(metavar="POINTS")]]
-    """Positions to locate: a CSV or Parquet table with lat and lon."""
+    """Positions to locate: a CSV or Parquet table with lat and lon, embeddings, or shards."""
     lat: str = ""
     """Column of the latitudes, where it is not called lat, latitude or true_lat."""
     lon: str = ""
