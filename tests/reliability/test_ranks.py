@@ -75,12 +75,15 @@ def test_ranks_do_the_units_of_one_that_was_stopped_or_killed_and_of_nobody_else
 ) -> None:
     out = tmp_path / "out"
     with Executions(out) as executions:
-        ranks = [start(family, shards, out) for _ in range(num_ranks)]
-        victims = ranks[: num_stopped + num_killed]
-        taken_away = set().union(*[catch(rank, out) for rank in victims])
+        victims, taken_away = [], set()
+        for _ in range(num_stopped + num_killed):
+            # One after another: on a busy machine one that starts late would find nothing left to do.
+            victims.append(start(family, shards, out))
+            taken_away |= catch(victims[-1], out)
+        others = [start(family, shards, out) for _ in range(num_ranks - len(victims))]
         for rank in victims[num_stopped:]:
             rank.kill()
-        for rank in ranks[len(victims) :]:
+        for rank in others:
             # Nobody waits for ever for a rank that does not answer.
             assert rank.wait() == 0
         for rank in victims[:num_stopped]:
