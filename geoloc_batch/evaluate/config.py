@@ -28,6 +28,9 @@ class EvaluateConfig:
     cells: str = ""
     """The cells that were predicted, as `geoloc predict` takes them: the true cell is then the one that the true place
     lies in, and the column cell of the truth is not read."""
+    split: str = ""
+    """Compare only the rows of the truth whose column split has this value: with --truth HEAD/splits.parquet, which
+    `geoloc train` writes, --split test leaves out what the head was trained on."""
     head: str = ""
     """Which head's predictions, where OUT holds those of several."""
     thresholds: tuple[float, ...] = ()
@@ -47,6 +50,10 @@ class EvaluateConfig:
             raise ConfigError("PREDICTIONS must not be empty: name OUT of `geoloc predict`, a Parquet or a CSV")
         if not self.out:
             raise ConfigError("--out must not be empty: name the folder for the metrics")
+        if self.split and not self.truth:
+            raise ConfigError(
+                f"--split {self.split} chooses rows of the truth by its column split; name its file with --truth"
+            )
         for threshold in self.thresholds:
             if not (math.isfinite(threshold) and threshold > 0):
                 raise ConfigError(f"--thresholds must be above 0 km, got {threshold:g}")

@@ -75,13 +75,26 @@ def _with_truth(config: EvaluateConfig, source: Source) -> Pairs:
     stated = () if config.cells else (Column(name="cell", kind="cell"),)
     # A column has one meaning: what the flags say.
     more = [column for column in (_SHARD, *stated) if column.name not in written.values()]
-    truth = _side(given.name, read_table(given, [*columns, *more]))
+    wanted_split = [Column(name="split", kind="text", is_required=True)] if config.split else []
+    table = read_table(given, [*columns, *more, *wanted_split])
+    if config.split:
+        table = _of_split(table, config.split, given.name)
+    truth = _side(f"{given.name}, split {config.split}" if config.split else given.name, table)
     # The cells of millions of rows are not read where nothing can be said of them.
     wants_cells = config.cells or "cell" in truth.table.column_names
     wanted = [_KEY, _SHARD, *_PLACE, *(_CELLS if wants_cells else ())]
     predictions = _side(source.name, read_table(source, wanted))
     row_N = match(truth.table, predictions.table, truth.name, predictions.name)
     return Pairs(predictions=predictions, truth=truth, row_N=row_N, progress=source.progress)
+
+
+def _of_split(table: pa.Table, split: str, name: str) -> pa.Table:
+    """The rows of one split, without that column."""
+    kept = table.filter(pc.equal(table["split"], split))
+    if not kept.num_rows:
+        found = ", ".join(sorted(filter(None, pc.unique(table["split"]).to_pylist()))[:10]) or "nothing"
+        raise InputError(f"--split {split}: the column split of {name} holds {found}; name one of them")
+    return kept.drop_columns(["split"])
 
 
 def _with_own_truth(config: EvaluateConfig, source: Source) -> Pairs:

@@ -26,7 +26,7 @@ from evaluation_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoloc_batch.errors import ConfigError, PartitionError
+from geoloc_batch.errors import ConfigError, InputError, PartitionError
 from geoloc_batch.evaluate.evaluation import format_table
 from geoloc_batch.geo.partition import Partition, load_partition
 from geoloc_batch.geo.sphere import EARTH_RADIUS_KM
@@ -190,6 +190,24 @@ def test_keys_that_repeat_across_shards_are_told_apart_by_the_truths_shards(tmp_
         ("shards/01.tar", "photos/001"),
         ("shards/01.tar", "photos/000"),
     ]
+
+
+def test_a_split_of_the_truth_is_compared_alone(tmp_path: Path) -> None:
+    predictions = {"key": ["a", "b", "c"], "lat": [50, 51, 52], "lon": [10, 10, 10]}
+    truth = {
+        "key": ["a", "b", "c", "d"],
+        "lat": [50, 50, 52, 1],
+        "lon": [10] * 4,
+        "split": ["test", "test", None, "val"],
+    }
+    found = compare(tmp_path, predictions, truth, split="test")
+    assert (found.metrics.rows, found.metrics.asked) == (2, 2)
+    assert found.metrics.median_km == pytest.approx(111.195 / 2, abs=0.01)
+    assert compare(tmp_path, predictions, truth).metrics.asked == 4
+    with pytest.raises(InputError, match=r"--split dev: .* holds test, val; name one of them"):
+        compare(tmp_path, predictions, truth, split="dev")
+    with pytest.raises(ConfigError, match="name its file with --truth"):
+        run(tmp_path, tmp_path / "p.csv", split="test")
 
 
 @pytest.mark.parametrize("given_as", ["pred", "pred/predictions"])
