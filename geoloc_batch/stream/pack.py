@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Self
 from geoloc_batch.errors import InputError
 from geoloc_batch.stream.packing.config import PackConfig
 from geoloc_batch.stream.packing.folder import StagedFolder
-from geoloc_batch.stream.packing.meta import exif_meta, json_bytes, merged_meta
+from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS, exif_meta, json_bytes, merged_meta
 from geoloc_batch.stream.packing.sources import PackSource, Photo, open_sources
 from geoloc_batch.stream.packing.survey import Survey, add_to_fingerprint, survey_photos
 from geoloc_batch.stream.samples import MAX_META_BYTES
@@ -235,4 +235,4 @@ def _passed_over(ignored: dict[str, int]) -> str:
     if not ignored:
         return ": it is empty"
     found = ", ".join(f"{count} {name}" for name, count in ignored.items())
-    return f": found only {found}. Photos end in jpg, jpeg, png, webp, tif, tiff, bmp or avif; a table is named itself"
+    return f": found only {found}. Photos end in {', '.join(sorted(IMAGE_EXTENSIONS))}; a table is named itself"

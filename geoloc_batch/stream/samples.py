@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from geoloc_batch.errors import DamageError
 from geoloc_batch.records import RowError, Sample, Unit, UnitError
 from geoloc_batch.stream.interrupt import Interrupt
+from geoloc_batch.stream.left_out import LeftOut
 from geoloc_batch.stream.names import META_EXTENSION, key_digest, member_name
 from geoloc_batch.stream.opening import is_lasting, open_unit
 from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS
@@ -73,6 +74,11 @@ class UnitReader:
         self._seen: set[bytes] = set()
         self._num_lone_metas = 0
         self._num_late_metas = 0
+        self._is_through = False
+        # Of the group that is being read, for as long as it has no photo; then of the whole unit.
+        self._others = LeftOut()
+        self._other_stem = ""
+        self._left_out = LeftOut()
 
     @property
     def bytes_read(self) -> int:
@@ -83,6 +89,10 @@ class UnitReader:
     def warnings(self) -> tuple[str, ...]:
         """What was odd."""
         told = [*self._told_at_opening, *(self._tar.warnings if self._tar else ())]
+        if self._is_through and not self.num_photos:
+            told.append("it holds no photo")
+        if self._left_out:
+            told.append(f"left out, no photos: {self._left_out}")
         if self._num_lone_metas:
             told.append(f"{self._num_lone_metas} json stand apart from any photo of their name")
         if self._num_late_metas:
@@ -104,6 +114,7 @@ class UnitReader:
         try:
             self._tar = TarReader(self._source, stop=self._unit.stop)
             yield from self._grouped(self._tar)
+            self._is_through = True
         except DamageError as damage:
             self.unit_error = UnitError(shard, str(damage), damage.offset, damage.bytes_unread, damage.retryable)
         except MemoryError:
@@ -132,6 +143,9 @@ class UnitReader:
                     self._add_photo(tar, member, stem, group)
                 elif extension == META_EXTENSION:
                     self._add_meta(tar, member, stem, group)
+                elif not group.has_photos:
+                    self._others.add(extension)
+                    self._other_stem = stem
                 if group.num_bytes > MAX_GROUP_BYTES:
                     yield from self._settled(group, is_whole=False)
         except DamageError:
@@ -184,8 +198,17 @@ class UnitReader:
                 items.append((Sample(self._unit, shard, photo.row, photo.stem, meta or b""), photo.data))
         if is_whole:
             self._num_lone_metas += bool(metas) and not group.has_photos
+            if self._others:
+                self._settle_others(group)
         else:
             group.is_overfull = True
             group.metas = {stem: meta for stem, meta in group.metas.items() if stem == group.name}
             group.num_bytes = sum(len(photo.data) for photo in group.photos)
         return items
+
+    def _settle_others(self, group: _Group) -> None:
+        """Count what stood in a group that has no photo, unless it belongs to a photo that stood elsewhere."""
+        if not group.has_photos and key_digest(self._other_stem) not in self._seen:
+            for extension, count in self._others.items():
+                self._left_out.add(extension, count)
+        self._others.clear()

@@ -102,8 +102,9 @@ def test_each_damage_gives_the_rows_errors_and_exit_code_of_the_table(
         # Of a compressed shard nobody knows how much is left.
         assert counts.unit_error.bytes_unread == (None if damage.name.startswith("gzip") else len(data) - offset)
         assert damage.unit_text in counts.unit_error.message
-    assert len(counts.warnings) == bool(damage.warning)
-    assert all(damage.warning in warning for warning in counts.warnings)
+    told_warnings = [warning for warning in counts.warnings if warning != "it holds no photo"]
+    assert len(told_warnings) == bool(damage.warning)
+    assert all(damage.warning in warning for warning in told_warnings)
 
     assert run.keys(unit=1) == ["s0", "s1", "s2"]
     assert run.code == damage.code

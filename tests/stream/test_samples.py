@@ -10,6 +10,7 @@ from stream_samples import Reading, jpeg, numbered, tar_bytes, told, unit_of, wr
 
 from geoloc_batch.records import RowError, UnitError
 from geoloc_batch.stream import samples as samples_module
+from geoloc_batch.stream.left_out import LeftOut
 from geoloc_batch.stream.names import member_name
 from geoloc_batch.stream.samples import UnitReader
 from geoloc_batch.stream.shards import plan_units
@@ -55,10 +56,13 @@ def test_a_json_of_another_folder_or_of_a_later_group_is_not_taken(tmp_path: Pat
 
 
 def test_every_image_extension_counts_and_other_members_do_not(tmp_path: Path) -> None:
-    photos = ["a.jpg", "b.JPEG", "c.png", "d.webp", "e.tif", "f.TIFF", "g.bmp", "h.avif", ".i.jpg", "no.dots.in.it.jpg"]
+    photos = [
+        "a.jpg", "b.JPEG", "c.png", "d.webp", "e.tif", "f.TIFF", "g.bmp", "h.avif", ".i.jpg", "no.dots.in.it.jpg",
+        "k.jpe", "l.JFIF", "m.gif",
+    ]  # fmt: skip
     others = [
         "a.txt", "a.cls", "x", "__pycache__/x.pyc", "._a.jpg", "d/._b.png", "__MACOSX/c.jpg", "PaxHeaders.1/d.jpg",
-        "e.gif", ".jpg", "f.jpg.part",
+        "n.heic", ".jpg", "f.jpg.part",
     ]  # fmt: skip
     reading = read(tmp_path, *[(name, b"1") for name in photos + others])
     assert [sample.key for sample in reading.samples] == [name.rpartition(".")[0] for name in photos]
@@ -170,7 +174,63 @@ def test_a_shard_that_cannot_be_opened_is_a_unit_error_at_offset_minus_1(tmp_pat
 def test_a_shard_of_json_only_has_no_rows_and_says_so(tmp_path: Path) -> None:
     reading = read(tmp_path, ("a.json", b"1"), ("b.json", b"2"))
     assert reading.items == []
-    assert reading.reader.warnings == ("2 json stand apart from any photo of their name",)
+    told = ("it holds no photo", "2 json stand apart from any photo of their name")
+    assert reading.reader.warnings == told
+
+
+def test_photos_in_a_format_that_is_not_read_are_told_by_their_extensions(tmp_path: Path) -> None:
+    others = [*[(f"{n}.heic", PHOTO) for n in range(3)], ("x.0.IMG", PHOTO), ("x.1.img", PHOTO), ("README", b"")]
+    alone = read(tmp_path, *others, ("dir/y.heic", PHOTO), ("dir/y.json", b"1"))
+    assert alone.items == []
+    assert alone.reader.warnings == (
+        "it holds no photo",
+        "left out, no photos: 4 .heic, 2 .img, 1 without extension",
+        "1 json stand apart from any photo of their name",
+    )
+    among = read(tmp_path, ("a.jpg", PHOTO), *others, ("b.jpg", PHOTO))
+    assert [sample.key for sample in among.samples] == ["a", "b"]
+    assert among.reader.warnings == ("left out, no photos: 3 .heic, 2 .img, 1 without extension",)
+
+
+def test_what_stands_beside_a_photo_is_not_told(tmp_path: Path) -> None:
+    reading = read(
+        tmp_path,
+        ("a.cls", b"7"),
+        ("a.jpg", PHOTO),
+        ("a.json", b"1"),
+        ("a.txt", b"words"),
+        ("loc.0.seg", b""),
+        ("loc.0.jpg", PHOTO),
+        ("loc.90.jpg", PHOTO),
+        ("loc.90.heic", b""),
+        ("loc.json", b"2"),
+        ("z.png", PHOTO),
+        # As in a tar that is sorted by extension.
+        ("a.txt", b"more"),
+        ("loc.0.txt", b"more"),
+    )
+    assert reading.metas == {"a": b"1", "loc.0": b"2", "loc.90": b"2", "z": b""}
+    assert reading.reader.warnings == ()
+
+
+def test_a_damaged_shard_without_a_photo_is_not_said_to_hold_none(tmp_path: Path) -> None:
+    data = tar_bytes([("a.heic", bytes(2000)), ("b.heic", bytes(2000))])
+    (tmp_path / "a.tar").write_bytes(data[:4000])
+    reading = Reading(unit_of(tmp_path / "a.tar"))
+    assert reading.reader.unit_error is not None
+    assert reading.reader.warnings == ("left out, no photos: 2 .heic",)
+
+
+def test_a_tar_of_many_odd_extensions_is_told_in_few_words_and_little_memory() -> None:
+    left_out = LeftOut()
+    for n in range(1000):
+        left_out.add(f"x{n:03d}")
+    left_out.add("y" * 100)
+    left_out.add("z\n")
+    left_out.add("x001", 5)
+    assert len(left_out) == 65
+    named = [f"1 .x{n:03d}" for n in (0, 2, 3, 4, 5, 6, 7)]
+    assert str(left_out) == ", ".join(["6 .x001", *named, "994 others"])
 
 
 def test_closing_the_iterator_half_way_closes_the_file(tmp_path: Path) -> None:

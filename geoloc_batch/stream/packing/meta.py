@@ -16,7 +16,8 @@ from typing import Any
 
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "avif"})
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff", "bmp", "gif", "avif"})
+"""What a photo's name ends in, in lower case: in tars, in folders that are packed, and on the command line."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -64,6 +65,8 @@ def sniffed_extension(data: bytes) -> str:
         return "tif"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
     return "bmp" if data.startswith(b"BM") else ""
 
 
