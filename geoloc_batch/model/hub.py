@@ -8,11 +8,12 @@ from pathlib import Path
 
 from geoloc_batch.errors import CheckpointError, HubError
 from geoloc_batch.model.config import STREETCLIP
+from geoloc_batch.model.heads import HEADS_LICENCE, HEADS_REPO
 
 STREETCLIP_REVISION = "e3561ba2ad9bf14c9efd6b0092607b8497efbfea"
 """The commit of the default encoder: the last of main, "Update README.md", as the repository's page shows it."""
 
-KNOWN_LICENCES = {STREETCLIP: "CC-BY-NC 4.0"}
+KNOWN_LICENCES = {STREETCLIP: "CC-BY-NC 4.0", HEADS_REPO: HEADS_LICENCE}
 """Shown even where the model card is not at hand."""
 
 PINNED_REVISIONS = {STREETCLIP: STREETCLIP_REVISION}
@@ -54,12 +55,26 @@ def fetch(repo: str, filename: str, *, revision: str | None = None) -> Path:
     Raises:
         HubError: the file is not there, or cannot be had; the message says which and what helps.
     """
-    path = _fetch_or_none(repo, filename, revision)
+    path = _fetch_or_none(repo, filename, revision, is_lone=True)
     if path is None:
         raise HubError(
             f"{_asked(repo, filename, revision)}: the repository has no such file; check the name and revision"
         )
     return path
+
+
+def cached(repo: str, filename: str) -> Path | None:
+    """The file as the cache has it for the main branch; None where it lacks it. Asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, filename)
+    return Path(path) if isinstance(path, str) else None
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file of the cache belongs to: .../snapshots/COMMIT/...; None for a file from elsewhere."""
+    above = (parent.name for parent in path.parents if parent.parent.name == "snapshots")
+    return next((name for name in above if _COMMIT.fullmatch(name)), None)
 
 
 def fetch_checkpoint(repo: str, revision: str | None) -> Path:
@@ -137,11 +152,17 @@ def _fetch_quietly(repo: str, filename: str, revision: str) -> None:
         return
 
 
-def _fetch_or_none(repo: str, filename: str, revision: str | None, *, cached_only: bool = False) -> Path | None:
-    """The file's path, or None when the repository is known to lack it; HubError when neither is known."""
+def _fetch_or_none(
+    repo: str, filename: str, revision: str | None, *, cached_only: bool = False, is_lone: bool = False
+) -> Path | None:
+    """The file's path, or None when the repository is known to lack it; HubError when neither is known.
+
+    `is_lone` where the file is wanted by itself, and not the checkpoint that it is a part of.
+    """
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    by_hand = _file_by_hand(repo, filename, revision) if is_lone else _by_hand(repo, revision)
     try:
         # A commit never changes: what the cache knows about it needs no question, and no wait where none is answered.
         if _COMMIT.fullmatch(revision or "") and (
@@ -152,12 +173,12 @@ def _fetch_or_none(repo: str, filename: str, revision: str | None, *, cached_onl
     except HFValidationError as error:
         raise CheckpointError(f"{repo!r} is no hub id: {first_line(error)}") from None
     except LocalEntryNotFoundError as error:
-        raise HubError(_no_answer(repo, filename, revision, error)) from error
+        raise HubError(_no_answer(repo, filename, revision, error, by_hand)) from error
     except EntryNotFoundError:
         return None
     except Exception as error:
         # huggingface_hub lets through whatever its HTTP library raises, and that library has changed between releases.
-        raise HubError(_refused(repo, filename, revision, error)) from error
+        raise HubError(_refused(repo, filename, revision, error, by_hand)) from error
 
 
 def _asked(repo: str, filename: str, revision: str | None) -> str:
@@ -173,7 +194,15 @@ def _by_hand(repo: str, revision: str | None) -> str:
     )
 
 
-def _no_answer(repo: str, filename: str, revision: str | None, error: Exception) -> str:
+def _file_by_hand(repo: str, filename: str, revision: str | None) -> str:
+    return (
+        f"On a machine with network: `hf download {repo} {filename} --revision {revision or 'main'} --local-dir "
+        f"FOLDER`, then copy FOLDER here and give FOLDER/{filename} in place of the name (--head, --cells); or copy "
+        "the hub's cache and point HF_HOME at it"
+    )
+
+
+def _no_answer(repo: str, filename: str, revision: str | None, error: Exception, by_hand: str) -> str:
     """Message for a file that is not in the cache while the hub could not be asked."""
     from huggingface_hub import constants
 
@@ -184,11 +213,11 @@ def _no_answer(repo: str, filename: str, revision: str | None, error: Exception)
         why = f"the hub gave no answer ({reason}). Check HF_ENDPOINT and the network, or:"
     return (
         f"{_asked(repo, filename, revision)} is needed, is not in the cache {constants.HF_HUB_CACHE}, and {why} "
-        f"{_by_hand(repo, revision)}"
+        f"{by_hand}"
     )
 
 
-def _refused(repo: str, filename: str, revision: str | None, error: Exception) -> str:
+def _refused(repo: str, filename: str, revision: str | None, error: Exception, by_hand: str) -> str:
     """Message for an answer of the hub that is not the file."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     asked = _asked(repo, filename, revision)
@@ -197,8 +226,8 @@ def _refused(repo: str, filename: str, revision: str | None, error: Exception) -
     if status in (401, 403) or type(error).__name__ == "GatedRepoError":
         return (
             f"{asked}: access refused (HTTP {status}): no such repository, or a gated or private one. Check the name; "
-            f"accept its terms on its page and set HF_TOKEN, or run `hf auth login`. {_by_hand(repo, revision)}"
+            f"accept its terms on its page and set HF_TOKEN, or run `hf auth login`. {by_hand}"
         )
     if status == 404:
         return f"{asked}: no such repository (HTTP 404); check OWNER/NAME, or pass a folder as ./FOLDER"
-    return f"{asked}: {first_line(error)}. Try again, or: {_by_hand(repo, revision)}"
+    return f"{asked}: {first_line(error)}. Try again, or: {by_hand}"

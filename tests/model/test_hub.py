@@ -7,76 +7,18 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import model_samples as samples
 import pytest
 import torch
+from hub_server import COMMIT, Hub, serving
 
 from geoloc_batch.errors import CheckpointError
 from geoloc_batch.model.config import STREETCLIP
 from geoloc_batch.model.encoder import load_encoder
 from geoloc_batch.model.hub import STREETCLIP_REVISION, shards_of, split_hub_id
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories by OWNER/NAME, each a folder served at `main` and at one commit."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.repos: dict[str, tuple[Path, str]] = {}
-        self.gated: set[str] = set()
-        self.broken: set[str] = set()
-        self.requests: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, *, with_body: bool) -> None:
-        self.server.requests.append(f"{self.command} {self.path}")
-        owner, name, _, revision, *rest = [*self.path.strip("/").split("/"), "", "", "", ""]
-        repo, file = f"{owner}/{name}", "/".join(part for part in rest if part)
-        if repo in self.server.broken:
-            return self.reply(500, {}, b"")
-        if repo in self.server.gated:
-            return self.reply(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask for access"}, b"")
-        if repo not in self.server.repos:
-            return self.reply(401, {"X-Error-Code": "RepoNotFound"}, b"")
-        folder, commit = self.server.repos[repo]
-        if revision not in ("main", commit):
-            return self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
-        path = folder / file
-        if not path.is_file():
-            return self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b"")
-        content = path.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
-        return self.reply(200, headers, content, with_body=with_body)
-
-    def reply(self, status: int, headers: dict[str, str], content: bytes, *, with_body: bool = True) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing on stderr."""
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +32,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     empty = root / "empty"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
-    server = Hub()
-    server.repos = {
-        "acme/plain": (plain, COMMIT),
-        "acme/sharded": (sharded, COMMIT),
-        "acme/empty": (empty, COMMIT),
-        STREETCLIP: (pickled, STREETCLIP_REVISION),
-    }
-    server.gated, server.broken = {"acme/gated"}, {"acme/broken"}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as server:
+        server.repos = {
+            "acme/plain": (plain, COMMIT),
+            "acme/sharded": (sharded, COMMIT),
+            "acme/empty": (empty, COMMIT),
+            STREETCLIP: (pickled, STREETCLIP_REVISION),
+        }
+        server.gated, server.broken = {"acme/gated"}, {"acme/broken"}
+        yield server
 
 
 # Runs one call per line of its arguments and prints what came of each as JSON. The hub's settings are read at import,
