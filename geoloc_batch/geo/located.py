@@ -1,6 +1,6 @@
-"""Located: what a locator says of a batch of features.
+"""Located: what a locator says of a batch of features; Views: what stands behind places that several photos show.
 
-Shape letters: B rows, K cells kept.
+Shape letters: B rows, K cells kept, L locations.
 """
 
 from __future__ import annotations
@@ -40,3 +40,16 @@ class Located:
     def concatenate(parts: Sequence[Located]) -> Located:
         """One Located of all the rows of `parts`, in order. `parts` must not be empty."""
         return Located(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Located)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views:
+    """What L places were made from, where each stands for a location that several photos show."""
+
+    num_views: NDArray[np.int32]
+    """[L] photos of each location."""
+    view_km: NDArray[np.float32]
+    """[L] how far the places that each photo alone gives lie apart: the mean over pairs; 0 for a single photo."""
+
+    def __len__(self) -> int:
+        return len(self.num_views)

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 
-from geoloc_batch.errors import ConfigError, HeadError
+from geoloc_batch.errors import HeadError
 from geoloc_batch.geo.partition import Partition, load_partition
+from geoloc_batch.locate.combine import CombinedLocator
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.head import HeadLocator
 from geoloc_batch.locate.head_file import Head, read_head
 from geoloc_batch.locate.locator import Locator
+from geoloc_batch.locate.requests import Fetch, Request, find_requests, is_on_hub, local_cells, local_head
+from geoloc_batch.locate.views import Fusion
+from geoloc_batch.model.heads import HEADS_LICENCE
+from geoloc_batch.model.hub import commit_of
 
-_PUBLISHED = "hf:lebfla11/streetview-eu-geocell-heads"
-DEFAULT_HEAD = f"{_PUBLISHED}/ablation_v13_weighted/lam_0.05/best.pt"
-"""The published European head: LayerNorm and Linear on StreetCLIP's pooled features, 1,898 H3 cells."""
-DEFAULT_CELLS = f"{_PUBLISHED}/data_collection/outputs/geocells_h3_res4_eu/geocell_info.json"
-"""Its partition."""
-
-CELLS_FILE = "geocell_info.json"
-
-Fetch = Callable[[str, str], Path]
-"""Brings one file from the hub: (OWNER/REPO, path in it) to a path here."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Folders of a run's own, in which a head's folder would be taken for results of another kind.
-_RESERVED = ("img_emb", "metadata", "predictions", "errors", "run.json", "plan.parquet")
-# A NAME= has no slash and no colon, so that runs/lr=0.1/best.pt and hf:... stay what they are.
-_NAMED = re.compile(r"([^/\\:=]*)=(.+)", re.DOTALL)
-
-
-class _Request(NamedTuple):
-    """One --head: where its file is, the name the user gave it, where its cells are."""
-
-    file: str
-    name: str | None
-    cells: str | None
+log = logging.getLogger(__name__)
 
 
 def build_locators(
@@ -51,10 +33,10 @@ def build_locators(
     device: str | torch.device,
     fetch: Fetch,
 ) -> list[Locator]:
-    """The locators that `config` asks for, on `device`, each with a name of its own.
+    """The locators that `config` asks for, on `device`, each with a name of its own: with `combine` a single one.
 
     Args:
-        config: heads, cells, top_k, position.
+        config: heads, cells, top_k, position, fusion, combine.
         encoder_dim: width of the features that will come.
         encoder_tap: which features they are, pooled or projected.
         encoder_sha256: of the encoder's weights, None where it is not known.
@@ -66,101 +48,69 @@ def build_locators(
         HeadError: a head's file is wrong, or does not fit the encoder, its tap or the cells.
         PartitionError: a file of cells is wrong.
     """
-    requests = _requests(config)
-    names = _names(requests)
+    requests = find_requests(config)
     partitions: dict[str, Partition] = {}
-    locators: list[Locator] = []
-    # Cells beside heads are looked for before anything is fetched: a refusal must not wait for a download.
-    all_cells = [request.cells or _cells_beside(request.file) for request in requests]
-    for request, name, cells in zip(requests, names, all_cells, strict=True):
-        if cells not in partitions:
-            partitions[cells] = load_partition(_local(cells, fetch))
-        head = read_head(_local(request.file, fetch))
+    # What lies here comes first: a refusal must not wait for a download.
+    for request in requests:
+        if not is_on_hub(request.cells) and request.cells not in partitions:
+            partitions[request.cells] = load_partition(request.cells)
+    locators: list[HeadLocator] = []
+    for request in requests:
+        path = local_head(request, fetch)
+        head = read_head(path)
         _check_encoder(head, encoder_dim, encoder_tap, encoder_sha256)
-        locator = HeadLocator(head, partitions[cells], top_k=config.top_k, position=config.position, name=name)
-        locators.append(locator.to(device))
-    return locators
-
-
-def _requests(config: LocateConfig) -> list[_Request]:
-    heads = config.head or (DEFAULT_HEAD,)
-    cells: Sequence[str | None] = (
-        config.cells if len(config.cells) == len(heads) else (config.cells or (None,)) * len(heads)
-    )
-    requests = []
-    for text, its_cells in zip(heads, cells, strict=True):
-        name, file = _split_name(text)
-        requests.append(_Request(file, name, its_cells or (DEFAULT_CELLS if file == DEFAULT_HEAD else None)))
-    return requests
-
-
-def _split_name(text: str) -> tuple[str | None, str]:
-    """NAME=FILE in its parts; a file that is there under the whole text is no NAME=FILE."""
-    named = _NAMED.fullmatch(text)
-    if named is None or Path(text).is_file():
-        return None, text
-    name, file = named.groups()
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"--head {text}: the name {name!r} must begin with a letter or digit and hold only letters, digits, . _ -"
+        if request.cells not in partitions:
+            partitions[request.cells] = load_partition(local_cells(request, fetch))
+        locator = HeadLocator(
+            head,
+            partitions[request.cells],
+            top_k=config.top_k,
+            position=config.position,
+            name=request.name,
+            fusion=_fusion(config, head),
         )
-    if name.lower() in _RESERVED:
-        raise ConfigError(f"--head {text}: {name} is a name of the output folder's own; give the head another one")
-    return name, file
+        _tell(request, path, locator)
+        locators.append(locator.to(device))
+    if config.combine:
+        return [CombinedLocator(locators, top_k=config.top_k, position=_common_position(locators))]
+    return list(locators)
 
 
-def _names(requests: Sequence[_Request]) -> list[str]:
-    """One name for each, the user's where given, else from the path; no two alike, whatever the case of letters."""
-    taken: dict[str, str] = {}
-    for request in requests:
-        if request.name is None:
-            continue
-        if request.name.lower() in taken:
-            other = taken[request.name.lower()]
-            raise ConfigError(
-                f"two heads are named {request.name}: {other} and {request.file}; give each its own NAME="
-            )
-        taken[request.name.lower()] = request.file
-    names = []
-    for request in requests:
-        name = request.name
-        if name is None:
-            stem = _derived_name(request.file)
-            name, count = stem, 1
-            while name.lower() in taken or name.lower() in _RESERVED:
-                count += 1
-                name = f"{stem}-{count}"
-            taken[name.lower()] = request.file
-        names.append(name)
-    return names
+def _fusion(config: LocateConfig, head: Head) -> Fusion:
+    """How views are fused: as asked for, else as the head was trained, else as the published heads' quick start."""
+    if config.fusion != "auto":
+        return config.fusion
+    return "logit" if head.fusion == "logit" else "feature"
 
 
-def _derived_name(file: str) -> str:
-    """lam_0.05 for .../lam_0.05/best.pt, north for north.safetensors."""
-    # Not resolved: in the hub's cache a head is a link to a file that is named after its hash.
-    path = Path(file) if file.startswith("hf:") else Path(file).absolute()
-    name = path.parent.name if path.stem == "best" else path.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-") or "head"
+def _common_position(locators: Sequence[HeadLocator]) -> Literal["top1", "mean"]:
+    """The position on which all heads agree, else the best cell's centroid."""
+    return "mean" if all(locator.position == "mean" for locator in locators) else "top1"
 
 
-def _local(file: str, fetch: Fetch) -> Path:
-    if not file.startswith("hf:"):
-        return Path(file)
-    parts = file.removeprefix("hf:").split("/", 2)
-    if len(parts) < 3 or not all(parts):
-        raise ConfigError(f"{file} must be hf:OWNER/REPO/PATH")
-    return fetch("/".join(parts[:2]), parts[2])
-
-
-def _cells_beside(file: str) -> str:
-    if file.startswith("hf:"):
-        raise ConfigError(f"the head {file} has no cells: give its {CELLS_FILE} with --cells")
-    beside = Path(file).parent / CELLS_FILE
-    if beside.is_file():
-        return str(beside)
-    if not Path(file).exists():
-        raise HeadError(f"no such head: {file}; give a best.pt or .safetensors file with --head")
-    raise ConfigError(f"the head {file} has no cells: give its {CELLS_FILE} with --cells, or put it beside the head")
+def _tell(request: Request, path: Path, locator: HeadLocator) -> None:
+    """One line about a head that is used, and a warning where it is not what the registry says."""
+    head, stated = locator.head, request.published
+    commit = commit_of(path)
+    source = f"{request.file}@{commit[:12]}" if commit else request.file
+    log.info(
+        "head: %s (%d %s features, %d cells, position %s), %s, sha256 %s, licence %s",
+        request.name,
+        head.dim,
+        head.tap,
+        head.num_cells,
+        locator.position,
+        source,
+        head.sha256[:12],
+        HEADS_LICENCE if stated else "not stated",
+    )
+    if stated is not None and head.num_cells != stated.num_cells:
+        log.warning(
+            "%s has %d cells, the published table says %d: the repository has changed; the file is what counts",
+            request.file,
+            head.num_cells,
+            stated.num_cells,
+        )
 
 
 def _check_encoder(head: Head, dim: int, tap: str, sha256: str | None) -> None:

@@ -5,31 +5,31 @@ Shape letters: B rows, D features, C cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from geoloc_batch.errors import ConfigError, HeadError
+from geoloc_batch.errors import HeadError
 from geoloc_batch.geo.located import Located
 from geoloc_batch.geo.partition import Partition, load_partition
-from geoloc_batch.geo.sphere import unit_vectors
+from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.head_file import Head, read_head
-from geoloc_batch.locate.posterior import fold_layer_norm, head_topk, mean_and_spread
-
-# Rows go through in blocks of this one shape. Matrix products of other shapes round differently, and a row's place must
-# not depend on how many rows happened to come with it.
-_BLOCK = 64
+from geoloc_batch.locate.places import CellPlaces, blocks
+from geoloc_batch.locate.posterior import fold_layer_norm, head_logits
+from geoloc_batch.locate.requests import find_requests, local_cells, local_head
+from geoloc_batch.locate.views import Fusion, Int64s, LocatedViews, checked, locate_views
+from geoloc_batch.model.hub import fetch
 
 
 def load_head(
     path: str | Path,
-    cells: str | Path | Partition,
+    cells: str | Path | Partition | None = None,
     *,
     top_k: int = 5,
-    position: Literal["top1", "mean"] = "top1",
+    position: Literal["auto", "top1", "mean"] = "auto",
     device: str | torch.device = "cpu",
     name: str = "head",
 ) -> HeadLocator:
@@ -40,11 +40,13 @@ def load_head(
         located.position_deg[0], located.topk_cell[0], located.topk_prob[0]
 
     Args:
-        path: best.pt as the published heads have it, a bare state dict, or .safetensors. Pickles are never executed.
+        path: best.pt as the published heads have it, a bare state dict, or .safetensors; pickles are never executed. Or
+            the short name of a published head, or hf:OWNER/REPO/PATH: what the cache lacks is downloaded.
         cells: geocell_info.json of the partition the head was trained on, or the partition itself. Its ids must be
-            0 to C - 1: they index the head's rows.
+            0 to C - 1: they index the head's rows. None takes the file beside the head, or the published head's own.
         top_k: cells kept per photo; all of them if there are fewer.
-        position: what `position_deg` is: the best cell's centroid, or the posterior's mean on the sphere.
+        position: what `position_deg` is: the best cell's centroid, or the posterior's mean on the sphere; auto takes
+            the one that the head's file names, else the centroid.
         device: where the features are, as torch names it.
         name: what its results are called.
 
@@ -54,10 +56,14 @@ def load_head(
     Raises:
         HeadError: the head's file is wrong, or does not fit the cells.
         PartitionError: the file of cells is wrong.
-        ConfigError: top_k or position cannot be.
+        ConfigError: top_k or position cannot be, or the head has no cells.
+        HubError: a file had to be downloaded and could not be.
     """
-    partition = cells if isinstance(cells, Partition) else load_partition(cells)
-    return HeadLocator(read_head(path), partition, top_k=top_k, position=position, name=name).to(device)
+    named = "given" if isinstance(cells, Partition) else cells
+    (request,) = find_requests(LocateConfig(head=(str(path),), cells=(str(named),) if named else ()))
+    head = read_head(local_head(request, fetch))
+    partition = cells if isinstance(cells, Partition) else load_partition(local_cells(request, fetch))
+    return HeadLocator(head, partition, top_k=top_k, position=position, name=name).to(device)
 
 
 class HeadLocator:
@@ -74,23 +80,23 @@ class HeadLocator:
         partition: Partition,
         *,
         top_k: int = 5,
-        position: Literal["top1", "mean"] = "top1",
+        position: Literal["auto", "top1", "mean"] = "auto",
         name: str = "head",
+        fusion: Fusion = "feature",
     ) -> None:
-        if top_k < 1:
-            raise ConfigError(f"--top-k must be at least 1, got {top_k}")
-        if position not in ("top1", "mean"):
-            raise ConfigError(f"--position must be top1 or mean, got {position!r}")
+        if position == "auto":
+            position = head.position or "top1"
+        self.places = CellPlaces(partition, top_k=top_k, position=position)
         _check_fit(head, partition)
         self.name = name
         self.dim = head.dim
         self.tap = head.tap
         self.head = head
         self.partition = partition
-        self.top_k = min(top_k, head.num_cells)
-        self.position = position
+        self.top_k = self.places.top_k
+        self.position = self.places.position
+        self.fusions: tuple[Fusion, ...] = (fusion,)
         self._weight_CD, self._bias_C = fold_layer_norm(head.norm_weight, head.norm_bias, head.weight, head.bias)
-        self._xyz_C3 = torch.from_numpy(unit_vectors(partition.centroids_deg))
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -112,7 +118,7 @@ class HeadLocator:
         """Move the weights to `device`; returns itself."""
         self._weight_CD = self._weight_CD.to(device)
         self._bias_C = self._bias_C.to(device)
-        self._xyz_C3 = self._xyz_C3.to(device)
+        self.places.to(device)
         return self
 
     def locate(self, features_BD: Tensor) -> Located:
@@ -127,45 +133,29 @@ class HeadLocator:
         Raises:
             ValueError: the shape is not [B, D], or a value is NaN or infinite (the first such row is named).
         """
-        if features_BD.ndim != 2 or features_BD.shape[1] != self.dim:
-            raise ValueError(f"{self.name} takes features of shape [B, {self.dim}], got {list(features_BD.shape)}")
-        if len(features_BD) == 0:
-            return self._nowhere()
+        features = checked(features_BD, self)
+        if len(features) == 0:
+            return self.places.of(features)
         with torch.inference_mode():
-            features = features_BD.to(device=self.device, dtype=torch.float32)
-            finite_B = features.isfinite().all(dim=1)
-            if not finite_B.all():
-                raise ValueError(f"row {int(finite_B.int().argmin())} of the features holds NaN or infinite values")
             return Located.concatenate(
-                [self._locate_block(features[start : start + _BLOCK]) for start in range(0, len(features), _BLOCK)]
+                [self.places.of_block(self._logits_of_block(block), count) for block, count in blocks(features)]
             )
 
-    def _locate_block(self, features_BD: Tensor) -> Located:
-        num_rows = len(features_BD)
-        if num_rows < _BLOCK:
-            features_BD = torch.cat([features_BD, features_BD.new_zeros(_BLOCK - num_rows, self.dim)])
-        posterior = head_topk(features_BD, self._weight_CD, self._bias_C, self._xyz_C3, self.top_k)
-        cell_BK, prob_BK, mean_B3, entropy_B = (part[:num_rows].cpu().numpy() for part in posterior)
-        top1_deg_B2 = self.partition.centroids_deg[cell_BK[:, 0]]
-        mean_deg_B2, spread_km_B = mean_and_spread(mean_B3, top1_deg_B2)
-        return Located(
-            position_deg=top1_deg_B2 if self.position == "top1" else mean_deg_B2,
-            topk_cell=cell_BK.astype(np.int32),
-            topk_prob=prob_BK,
-            mean_deg=mean_deg_B2,
-            spread_km=spread_km_B,
-            entropy=entropy_B,
-        )
+    def locate_views(self, features_VD: Tensor, offset_L1: Int64s) -> LocatedViews:
+        """Places of locations that several photos show; see `Locator.locate_views`."""
+        return locate_views(self, features_VD, offset_L1)
 
-    def _nowhere(self) -> Located:
-        return Located(
-            position_deg=np.empty((0, 2)),
-            topk_cell=np.empty((0, self.top_k), np.int32),
-            topk_prob=np.empty((0, self.top_k), np.float32),
-            mean_deg=np.empty((0, 2)),
-            spread_km=np.empty(0, np.float32),
-            entropy=np.empty(0, np.float32),
-        )
+    def logits(self, features_BD: Tensor) -> tuple[Tensor]:
+        """[B, C] what it says of each cell before the soft-max, of float32 rows on its device."""
+        parts = [self._logits_of_block(block)[:count] for block, count in blocks(features_BD)]
+        return (torch.cat(parts) if parts else features_BD.new_empty(0, self.head.num_cells),)
+
+    def joined(self, logits: Sequence[Tensor]) -> Tensor:
+        """Its own logits as they are: there is nobody to join."""
+        return logits[0]
+
+    def _logits_of_block(self, features_BD: Tensor) -> Tensor:
+        return head_logits(features_BD, self._weight_CD, self._bias_C)
 
 
 def _check_fit(head: Head, partition: Partition) -> None:

@@ -1,4 +1,4 @@
-"""Heads on disk: the published best.pt, a bare state dict, safetensors. Nothing in a file is ever executed.
+"""Heads on disk: the published best.pt, a bare state dict, safetensors. Nothing in a file is executed untold.
 
 Shape letters: D features, C cells.
 """
@@ -9,25 +9,25 @@ import hashlib
 import io
 import json
 import logging
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from geoloc_batch.errors import HeadError
-from geoloc_batch.locate.harmless import HARMLESS_TYPES
+from geoloc_batch.geo.formats import in_one_move
+from geoloc_batch.locate.harmless import load_pickle
 
 TENSORS = ("head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias")
 """LayerNorm's scale and shift, the linear layer's weight and bias. Position 1 is the dropout, which has no weights."""
 
 # What training with several devices or torch.compile puts before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
-_REMARKS = ("tap", "encoder_sha256", "partition_fingerprint")
+_CHOICES = {"position": ("top1", "mean"), "fusion": ("feature", "logit")}
+_REMARKS = ("tap", "encoder_sha256", "partition_fingerprint", *_CHOICES)
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,21 @@ class Head:
     """The encoder it was trained on, where the file says."""
     partition_fingerprint: str | None = None
     """The partition it was trained on, where the file says."""
+    position: Literal["top1", "mean"] | None = None
+    """The answer that suits it, the best cell's centroid or the posterior's mean, where the file says."""
+    fusion: Literal["feature", "logit"] | None = None
+    """How it was taught to fuse several views, where the file says."""
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What is known of it beside its tensors, as `save_head` takes it."""
+        known = {name: getattr(self, name) for name in _REMARKS}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors by their published names."""
+        return dict(zip(TENSORS, (self.norm_weight, self.norm_bias, self.weight, self.bias), strict=True))
 
     @property
     def dim(self) -> int:
@@ -66,13 +81,14 @@ class Head:
         return self.weight.shape[0]
 
 
-def read_head(path: str | Path) -> Head:
+def read_head(path: str | Path, *, trust: bool = False) -> Head:
     """Read a head's file; all sizes come from it.
 
     Args:
         path: a best.pt ({"model": {"head.0.weight", ...}, ...}) or a bare state dict as torch.save writes them, or
-            a .safetensors file with the same names. Tap, encoder_sha256 and partition_fingerprint are looked for in
-            the file (safetensors' metadata, best.pt's "head"), then in a head.json beside it.
+            a .safetensors file with the same names. Tap, encoder_sha256, partition_fingerprint, position and fusion are
+            looked for in the file (safetensors' metadata, best.pt's "head"), then in a head.json beside it.
+        trust: execute what a pickle holds, with all that this user may do, where it cannot be loaded without.
 
     Raises:
         HeadError: the file is missing, broken, holds a type that is not known to be harmless, or is no head.
@@ -84,12 +100,12 @@ def read_head(path: str | Path) -> Head:
         raise HeadError(f"no such head: {path}; give a best.pt or .safetensors file with --head") from None
     except OSError as error:
         raise HeadError(f"the head {path} cannot be read: {error}") from error
-    remarks = _read_remarks(path.with_name("head.json"))
+    remarks = read_remarks(path.with_name("head.json"))
     if path.suffix == ".safetensors":
         state, metadata = _from_safetensors(data, path)
         remarks |= _remarks(metadata, f"{path}: metadata")
     else:
-        state, written = _from_checkpoint(data, path)
+        state, written = _from_checkpoint(data, path, trust=trust)
         remarks |= _remarks(written, f"{path}: head")
     tensors = _checked(state, path)
     return Head(
@@ -102,25 +118,55 @@ def read_head(path: str | Path) -> Head:
         tap=remarks.get("tap", "pooled"),
         encoder_sha256=remarks.get("encoder_sha256"),
         partition_fingerprint=remarks.get("partition_fingerprint"),
+        position=cast("Literal['top1', 'mean'] | None", remarks.get("position")),
+        fusion=cast("Literal['feature', 'logit'] | None", remarks.get("fusion")),
     )
 
 
 def save_head(path: str | Path, state: Mapping[str, Tensor], *, remarks: Mapping[str, str] | None = None) -> None:
-    """Write a head as the published ones are, or as safetensors if the path ends so.
+    """Write a head as the published ones are, or as safetensors if the path ends so; in one move.
 
     Args:
         path: best.pt or NAME.safetensors; its folder must exist.
         state: the four tensors named in TENSORS.
-        remarks: tap, encoder_sha256 and partition_fingerprint, where known: safetensors keeps them as its metadata,
-            best.pt under "head".
+        remarks: tap, encoder_sha256, partition_fingerprint, position and fusion, where known: safetensors keeps them as
+            its metadata, best.pt under "head".
     """
     tensors = {name: state[name].detach().cpu().float().contiguous() for name in TENSORS}
     if Path(path).suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(tensors, str(path), metadata=dict(remarks or {}))
+        data = _with_metadata(save(tensors), remarks or {})
     else:
-        torch.save({"model": tensors, "head": dict(remarks or {})}, path)
+        # Not to the file at once: torch writes the name of its file into it, here a passing one.
+        buffer = io.BytesIO()
+        torch.save({"model": tensors, "head": dict(remarks or {})}, buffer)
+        data = buffer.getvalue()
+    in_one_move(Path(path), lambda part: part.write_bytes(data))
+
+
+def read_remarks(path: Path) -> dict[str, str]:
+    """What a head.json says of its head; empty where there is none.
+
+    Raises:
+        HeadError: it cannot be read, or says what cannot be.
+    """
+    try:
+        remarks = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise HeadError(f"{path} cannot be read: {error}") from error
+    return _remarks(remarks, str(path))
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Safetensors with metadata in the order of its names: the library's own differs from one process to the next."""
+    size = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + size])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _from_safetensors(data: bytes, path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -136,29 +182,15 @@ def _from_safetensors(data: bytes, path: Path) -> tuple[Mapping[str, Any], Mappi
     return tensors, header.get("__metadata__") or {}
 
 
-def _from_checkpoint(data: bytes, path: Path) -> tuple[Mapping[str, Any], object]:
+def _from_checkpoint(data: bytes, path: Path, *, trust: bool) -> tuple[Mapping[str, Any], object]:
     """The model's entries, and what `save_head` noted beside them."""
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS_TYPES):
-            # torch warns of pickles that it then refuses, and the refusal below says all of it.
-            warnings.simplefilter("ignore")
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # A pickle is a program in a small language: a broken one can fail in any way.
-    except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise HeadError(
-                f"{path} holds {refused.group(1)}, a type that is not known to be harmless; nothing of the file was "
-                "executed. Save the weights alone, torch.save({'model': model.state_dict()}, 'best.pt'), where you "
-                "trust the file, or ask its author for safetensors"
-            ) from None
-        raise HeadError(
-            f"{path} is no whole PyTorch checkpoint ({_reason(error)}); fetch or copy the file again"
-        ) from None
+    loaded = load_pickle(data, path, trust=trust)
     model = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
+    if isinstance(model, torch.nn.Module):
+        model = model.state_dict()
     if not isinstance(model, Mapping):
         raise HeadError(f"{path} holds a {type(model).__name__} where a head's tensors by name should be")
-    written = loaded.get("head") if model is not loaded else None
+    written = loaded.get("head") if isinstance(loaded, Mapping) and model is not loaded else None
     # Only `save_head` writes a mapping there; what others keep under that name is theirs.
     return cast("Mapping[str, Any]", model), written if isinstance(written, Mapping) else {}
 
@@ -212,29 +244,12 @@ def _unwrapped(name: object) -> str:
     return bare
 
 
-def _read_remarks(path: Path) -> dict[str, str]:
-    """Tap, encoder and partition from a head.json; empty where there is none."""
-    try:
-        remarks = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise HeadError(f"{path} cannot be read: {error}") from error
-    return _remarks(remarks, str(path))
-
-
 def _remarks(remarks: object, source: str) -> dict[str, str]:
     if not isinstance(remarks, Mapping):
         raise HeadError(f"{source} must hold names and values, not a {type(remarks).__name__}")
     for name in _REMARKS:
         if not isinstance(remarks.get(name), str | None):
             raise HeadError(f"{source}: {name} must be text, got {remarks[name]!r}")
+        if remarks.get(name) and remarks[name] not in _CHOICES.get(name, (remarks[name],)):
+            raise HeadError(f"{source}: {name} must be {' or '.join(_CHOICES[name])}, got {remarks[name]!r}")
     return {name: remarks[name] for name in _REMARKS if remarks.get(name)}
-
-
-def _reason(error: Exception) -> str:
-    """What torch says is wrong, in one line. Its preface, which tells how to load a pickle unsafely, is left out."""
-    words = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    # A sentence ends before white space: names with dots in them stay whole.
-    first = re.split(r"\.\s|\n", words, maxsplit=1)[0]
-    return first[:200] or type(error).__name__

@@ -23,7 +23,7 @@ _MIN_RESULTANT = 1e-6
 
 
 class Posterior(NamedTuple):
-    """What `head_topk` keeps of the probabilities of B rows over C cells."""
+    """What `posterior_of` keeps of the probabilities of B rows over C cells."""
 
     topk_row: Tensor
     """[B, K] int64, the head's rows of the most probable cells, best first; the lowest row first among equals."""
@@ -57,26 +57,35 @@ def fold_layer_norm(
     return (weight - weight.mean(dim=1, keepdim=True)).float(), bias.float()
 
 
-def head_topk(
-    features_BD: Tensor, weight_CD: Tensor, bias_C: Tensor, xyz_C3: Tensor, k: int, temperature: float = 1.0
-) -> Posterior:
-    """The posterior of a folded head: top-k, mean vector and entropy in one call.
+def head_logits(features_BD: Tensor, weight_CD: Tensor, bias_C: Tensor, temperature: float = 1.0) -> Tensor:
+    """What a folded head says of each cell, before the soft-max.
 
     Args:
         features_BD: [B, D] float32, raw, finite.
         weight_CD: [C, D] float32, from `fold_layer_norm`.
         bias_C: [C] float32, from `fold_layer_norm`.
-        xyz_C3: [C, 3] float64, the cells' unit vectors.
-        k: cells to keep, from 1 to C.
         temperature: logits are divided by it.
 
     Returns:
-        The posterior, on the features' device.
+        [B, C] float32, on the features' device.
     """
     # LayerNorm first, although the folded weight would allow one scale afterwards: this way large means don't cancel.
     # In float64, because the squares of values above 1e19 overflow in float32.
     normed_BD = functional.layer_norm(features_BD.double(), features_BD.shape[-1:], eps=LAYER_NORM_EPS).float()
-    logit_BC = torch.addmm(bias_C, normed_BD, weight_CD.T) / temperature
+    return torch.addmm(bias_C, normed_BD, weight_CD.T) / temperature
+
+
+def posterior_of(logit_BC: Tensor, xyz_C3: Tensor, k: int) -> Posterior:
+    """What is kept of a posterior: top-k, mean vector and entropy.
+
+    Args:
+        logit_BC: [B, C] float32: logits, or logarithms of probabilities that need not add up to 1.
+        xyz_C3: [C, 3] float64, the cells' unit vectors.
+        k: cells to keep, from 1 to C.
+
+    Returns:
+        The posterior, on the logits' device.
+    """
     log_prob_BC = logit_BC.log_softmax(dim=-1)
     prob_BC = log_prob_BC.exp()
     topk_row_BK = _stable_topk(logit_BC, k)
@@ -89,6 +98,13 @@ def head_topk(
         # Subtracted, because a negated zero would be -0.0.
         entropy=0.0 - (prob_BC * log_prob_BC).sum(dim=-1).clamp(max=0.0),
     )
+
+
+def head_topk(
+    features_BD: Tensor, weight_CD: Tensor, bias_C: Tensor, xyz_C3: Tensor, k: int, temperature: float = 1.0
+) -> Posterior:
+    """The posterior of a folded head in one call: `posterior_of` its `head_logits`, whose arguments these are."""
+    return posterior_of(head_logits(features_BD, weight_CD, bias_C, temperature), xyz_C3, k)
 
 
 def mean_and_spread(

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import locate_samples as samples
 import pytest
 import torch
+from built_locators import DEFAULT_FILES, PUBLISHED, Hub, build, names, put_published
 
 from geoloc_batch.errors import ConfigError, HeadError, HubError, PartitionError
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.factory import build_locators
 from geoloc_batch.locate.head_file import save_head
-from geoloc_batch.locate.locator import Locator
-
-PUBLISHED = "lebfla11/streetview-eu-geocell-heads"
-
-
-class Hub:
-    """Answers from a folder as the hub would, and records what it was asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.asked: list[tuple[str, str]] = []
-
-    def fetch(self, repo: str, filename: str) -> Path:
-        self.asked.append((repo, filename))
-        path = self.folder / repo / filename
-        if not path.is_file():
-            raise HubError(f"{repo}: no {filename}")
-        return path
 
 
 @pytest.fixture
@@ -40,47 +22,11 @@ def hub(tmp_path: Path) -> Hub:
     return Hub(tmp_path / "hub")
 
 
-def build(
-    heads: Sequence[object],
-    cells: Sequence[object] = (),
-    *,
-    hub: Hub | None = None,
-    dim: int = 5,
-    tap: str = "pooled",
-    sha256: str | None = None,
-    **options: Any,
-) -> list[Locator]:
-    def no_hub(repo: str, filename: str) -> Path:
-        raise AssertionError(f"{repo}/{filename} was asked of the hub")
-
-    config = LocateConfig(head=tuple(map(str, heads)), cells=tuple(map(str, cells)), **options)
-    fetch = hub.fetch if hub else no_hub
-    return build_locators(config, encoder_dim=dim, encoder_tap=tap, encoder_sha256=sha256, device="cpu", fetch=fetch)
-
-
-def names(heads: Sequence[object], cells: Sequence[object] = (), **options: Any) -> list[str]:
-    return [locator.name for locator in build(heads, cells, **options)]
-
-
-def put_published(hub: Hub, *, num_cells: int = 9, dim: int = 5) -> None:
-    folder = hub.folder / PUBLISHED
-    samples.write_head(folder / "ablation_v13_weighted" / "lam_0.05", num_cells=num_cells, dim=dim, cells=False)
-    cells = folder / "data_collection" / "outputs" / "geocells_h3_res4_eu"
-    cells.mkdir(parents=True)
-    samples.make_partition(num_cells).save(cells / "geocell_info.json")
-
-
-DEFAULT_FILES = [
-    (PUBLISHED, "data_collection/outputs/geocells_h3_res4_eu/geocell_info.json"),
-    (PUBLISHED, "ablation_v13_weighted/lam_0.05/best.pt"),
-]
-
-
 def test_without_a_head_the_published_one_is_fetched_with_its_cells(hub: Hub) -> None:
     put_published(hub)
     (locator,) = build([], hub=hub)
     assert sorted(hub.asked) == sorted(DEFAULT_FILES)
-    assert (locator.name, locator.dim, locator.identity["num_cells"]) == ("lam_0.05", 5, 9)
+    assert (locator.name, locator.dim, locator.identity["num_cells"]) == ("eu-h3r4-v13", 5, 9)
 
 
 def test_the_published_head_may_meet_cells_of_the_users_own(hub: Hub, tmp_path: Path) -> None:

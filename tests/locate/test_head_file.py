@@ -16,6 +16,7 @@ import locate_samples as samples
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -118,12 +119,31 @@ def test_the_old_torch_format_without_a_zip_loads(path: Path, state: State) -> N
 @pytest.mark.parametrize("name", ["best.pt", "north.safetensors"])
 def test_a_saved_head_comes_back_with_what_was_noted(tmp_path: Path, state: State, name: str) -> None:
     remarks = {"tap": "projected", "encoder_sha256": "ab" * 32, "partition_fingerprint": "cd" * 32}
+    remarks |= {"position": "mean", "fusion": "logit"}
     save_head(tmp_path / name, state, remarks=remarks)
     head = read_head(tmp_path / name)
     assert_holds(head, state)
-    assert (head.tap, head.encoder_sha256, head.partition_fingerprint) == tuple(remarks.values())
+    assert (head.tap, head.encoder_sha256, head.partition_fingerprint, head.position, head.fusion) == tuple(
+        remarks.values()
+    )
+    assert head.remarks == remarks
+    assert [path.name for path in tmp_path.iterdir()] == [name]
     save_head(tmp_path / name, state)
-    assert read_head(tmp_path / name).tap == "pooled"
+    head = read_head(tmp_path / name)
+    assert (head.tap, head.position, head.fusion) == ("pooled", None, None)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_head_saved_twice_gives_the_same_bytes_whatever_its_name(tmp_path: Path, state: State, suffix: str) -> None:
+    remarks = {f"r{number}": "x" for number in range(9)}
+    save_head(tmp_path / f"a{suffix}", state, remarks=remarks)
+    save_head(tmp_path / f"other{suffix}", dict(reversed(state.items())), remarks=dict(reversed(remarks.items())))
+    first, second = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("a", "other"))
+    if suffix == ".safetensors":
+        assert first == second
+        assert safe_open(tmp_path / "a.safetensors", "pt").metadata() == remarks
+    save_head(tmp_path / f"third{suffix}", state, remarks=remarks)
+    assert (tmp_path / f"third{suffix}").read_bytes() == first
 
 
 def test_what_a_published_reader_expects_of_best_pt_is_what_is_saved(path: Path, state: State) -> None:
@@ -150,6 +170,9 @@ def test_a_head_json_beside_the_head_speaks_where_the_file_is_silent(tmp_path: P
         ("[]", r"head.json must hold names and values, not a list"),
         ('{"tap": 3}', r"head.json: tap must be text, got 3"),
         ('{"encoder_sha256": ["ab"]}', r"head.json: encoder_sha256 must be text"),
+        ('{"position": "best"}', r"head.json: position must be top1 or mean, got 'best'"),
+        ('{"fusion": "features"}', r"head.json: fusion must be feature or logit, got 'features'"),
+        ('{"fusion": 1}', r"head.json: fusion must be text, got 1"),
     ],
 )
 def test_a_head_json_that_says_nothing_sensible_is_refused(path: Path, state: State, text: str, words: str) -> None:

@@ -348,7 +348,7 @@ def test_a_head_that_names_its_cells_refuses_others_of_the_same_number() -> None
     ("options", "words"),
     [
         ({"top_k": 0}, "--top-k must be at least 1, got 0"),
-        ({"position": "median"}, "--position must be top1 or mean, got 'median'"),
+        ({"position": "median"}, "--position must be auto, top1 or mean, got 'median'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
