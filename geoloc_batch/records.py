@@ -8,18 +8,23 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """What one execution reads and one commit publishes: a shard, a byte range of one, or an embedding pair."""
+    """What one execution reads and one commit publishes: a shard, a byte range of one, an embedding pair, or
+    locations that embedding pairs show.
+    """
 
     index: int
     """Position in the plan, pinned at first sight: it names the unit's output files."""
-    kind: Literal["shard", "embeddings"]
-    """shard: a tar of photos. embeddings: an .npy with its Parquet of metadata."""
+    kind: Literal["shard", "embeddings", "locations"]
+    """shard: a tar of photos. embeddings: an .npy with its Parquet of metadata. locations: those of a range of numbers,
+    their views wherever among the pairs of a folder."""
     source: str
-    """The shard as the user gave it: a path, an http(s) URL or a `pipe:` command; or the path of the .npy."""
+    """The shard as the user gave it: a path, an http(s) URL or a `pipe:` command; the path of the .npy; or
+    the folder of the pairs."""
     num_bytes: int = 0
     """Bytes to read, 0 where that is not known beforehand (pipes, some servers)."""
     start: int = 0
-    """First byte of the range, at a sample's border."""
+    """First byte of the range, at a sample's border. Of locations the number of the first; where it equals `stop`,
+    the rows that show no location are meant."""
     stop: int | None = None
     """End of the range, None for the end of the file."""
     first_row: int = 0
@@ -48,6 +53,8 @@ class Sample:
     """The member's path without its last extension."""
     meta: bytes
     """The sample's json as it stands in the shard, b"" where there is none."""
+    location: str | None = None
+    """Which location it shows, where that was looked up already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class RowError:
     shard: str
     row: int
     stage: str
-    """read, decode, encode or locate."""
+    """read, decode, encode, group or locate."""
     message: str
     retryable: bool
 

@@ -160,7 +160,9 @@ class Rank:
         damage = UnitError("a shard", "cut", 7, None, retryable=True) if is_cut else None
         model, token = self.model, execution.token
         # Known before they are written: a commit may be seen by others at once.
-        model.counts[token] = UnitCounts(samples=4, rows=rows, errors=errors, unit_error=damage, warnings=())
+        model.counts[token] = UnitCounts(
+            samples=rows + errors, rows=rows, errors=errors, unit_error=damage, warnings=()
+        )
         model.staged[token] = {path: f"{token} {path}".encode() + b"." * (number % 3) for path in paths}
         for path, data in model.staged[token].items():
             self.files.write(execution.stage(path), data)

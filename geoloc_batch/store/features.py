@@ -6,7 +6,7 @@ Shape letters: N rows, D features.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,11 @@ class StoredFeatures:
     has_identity: bool
     """The columns shard and row are ours: text and integers, none null, each pair once."""
 
+    @property
+    def row_bytes(self) -> int:
+        """Of one row in the .npy."""
+        return self.num_features * self.dtype.itemsize
+
     def features(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """[stop - start, D] features as the encoder gave them: stored rows times their lengths.
 
@@ -84,7 +89,7 @@ class StoredFeatures:
         start, stop, _ = slice(start, stop).indices(self.num_rows)
         count = max(0, stop - start) * self.num_features
         # Read, never mapped: a mapped file that somebody truncates kills the process.
-        position = self.offset + start * self.num_features * self.dtype.itemsize
+        position = self.offset + start * self.row_bytes
         rows = np.fromfile(self.npy, dtype=self.dtype, count=count, offset=position)
         if len(rows) != count:
             raise InputError(f"{self.npy} has become shorter while it was read; write it again")
@@ -96,6 +101,16 @@ class StoredFeatures:
         """[N, D] all of them."""
         return self.features()
 
+    def features_at(self, row_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[N, D] as `features`, of rows in any order; rows that follow one another in the file are read together."""
+        order = np.argsort(row_N, kind="stable")
+        ascending = row_N[order]
+        borders = np.flatnonzero(np.diff(ascending) != 1) + 1
+        found = np.empty((len(row_N), self.num_features), dtype=np.float32)
+        for part in np.split(np.arange(len(row_N)), borders) if len(row_N) else ():
+            found[order[part]] = self.features(int(ascending[part[0]]), int(ascending[part[-1]]) + 1)
+        return found
+
     def samples(self, unit: Unit, start: int = 0, stop: int | None = None) -> list[Sample]:
         """Who the rows are, in their order in the file.
 
@@ -103,10 +118,17 @@ class StoredFeatures:
         names of ours are metadata then.
         """
         start, stop, _ = slice(start, stop).indices(self.num_rows)
-        table = self.table.slice(start, stop - start)
+        return self._samples(unit.shard, self.table.slice(start, stop - start), range(start, stop), unit)
+
+    def samples_at(self, unit: Unit, row_N: NDArray[np.int64]) -> list[Sample]:
+        """As `samples`, of rows in any order; `unit` is of the whole folder."""
+        shard = str(Path(unit.shard) / self.npy.parent.name / self.npy.name)
+        return self._samples(shard, self.table.take(row_N), row_N.tolist(), unit)
+
+    def _samples(self, shard: str, table: pa.Table, positions: Sequence[int], unit: Unit) -> list[Sample]:
         names = table.column_names
-        rows = table["row"].to_pylist() if self.has_identity else list(range(start, stop))
-        shards = table["shard"].to_pylist() if self.has_identity else [unit.shard] * len(rows)
+        rows = table["row"].to_pylist() if self.has_identity else list(positions)
+        shards = table["shard"].to_pylist() if self.has_identity else [shard] * len(rows)
         name_column = next((name for name in ("key", "image_path") if name in names), None)
         named = table[name_column].to_pylist() if name_column else rows
         keys = [_key(value, row) for value, row in zip(named, rows, strict=True)]

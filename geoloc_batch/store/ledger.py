@@ -101,7 +101,8 @@ class Ledger:
         self._commits = Commits(self._files, self.out, has_links=has_links)
         self._done = Done(self._files, self.out)
         self._schedule = Schedule(())
-        self._units: Sequence[Unit] = ()
+        self.units: Sequence[Unit] = ()
+        """Those of this call, as they are pinned; of a retry all that are planned."""
         self._is_open = True
         self._commits.sweep(self._leases)
         return config
@@ -124,7 +125,7 @@ class Ledger:
         assert self._is_open, "open() comes first"
         adopted = adopt(self._files, self.out, units, self._done, has_links=self._commits.has_links)
         self._outcomes = self._outcomes_of(adopted.sources)
-        self._units = adopted.units
+        self.units = adopted.units
         self._schedule = Schedule(adopted.units, self._done)
         self.warnings = adopted.warnings
         return adopted.units
@@ -146,7 +147,7 @@ class Ledger:
         """
         assert self._is_open, "open() comes first"
         found = retried(self._files, self.out, self._done, choose, forced)
-        self._units = found.planned
+        self.units = found.planned
         self._done = Done(self._files, self.out)
         self._done.retries = found.retries
         self._outcomes = self._outcomes_of({unit.index: unit.source for unit in found.planned}, forced)
@@ -296,7 +297,7 @@ class Ledger:
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
-        units = self._units
+        units = self.units
         self._done.look_all(unit.index for unit in units)
         counts = [marker.counts for unit in units if (marker := self._done.marker(unit.index)) is not None]
         return Totals.of(len(units), counts)

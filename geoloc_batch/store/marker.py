@@ -40,6 +40,7 @@ class UnitCounts:
     samples: int
     """Photos seen."""
     rows: int
+    """One for each good photo, or for each location that they show."""
     errors: int
     """Error rows."""
     unit_error: UnitError | None
@@ -53,14 +54,19 @@ class UnitCounts:
         """Whether another execution could give more."""
         return self.retryable_errors > 0 or (self.unit_error is not None and self.unit_error.retryable)
 
+    @property
+    def good(self) -> int:
+        """Photos behind the rows: as many, unless they are grouped."""
+        return self.samples - self.errors
+
     def is_worse_than(self, other: UnitCounts) -> bool:
         """Whether something good would be lost by it."""
-        return self.rows < other.rows or (self.unit_error is not None and other.unit_error is None)
+        return self.good < other.good or (self.unit_error is not None and other.unit_error is None)
 
     def is_better_than(self, other: UnitCounts) -> bool:
         """Whether something is gained by it, and nothing good lost."""
         is_mended = self.unit_error is None and other.unit_error is not None
-        is_gain = self.rows > other.rows or self.errors < other.errors or is_mended
+        is_gain = self.good > other.good or self.errors < other.errors or is_mended
         return is_gain and not self.is_worse_than(other)
 
 

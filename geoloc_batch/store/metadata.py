@@ -145,3 +145,25 @@ def restore(table: pa.Table, drop: Iterable[str]) -> list[bytes]:
         json.dumps(dict(zip(names, row, strict=True)), default=str).encode() if text is None else str(text).encode()
         for text, row in zip(raw, rows, strict=True)
     ]
+
+
+def agreed(metas: Sequence[bytes]) -> bytes:
+    """The json of a location: the members on which the jsons of all its views agree; the others are null.
+
+    Args:
+        metas: one or more. A single one, and such as are all alike, stay as they are.
+    """
+    if all(meta == metas[0] for meta in metas):
+        return metas[0]
+    flats = [flatten(meta) or {} for meta in metas]
+    names = dict.fromkeys(name for flat in flats for name in flat)
+    common = {name: _common([flat.get(name) for flat in flats]) for name in names}
+    # Nulls are written: a column stays a column where none of its values is set.
+    return json.dumps(common).encode()
+
+
+def _common(values: Sequence[Scalar]) -> Scalar:
+    first = values[0]
+    # True is no 1 here, though Python has them equal; 1 is 1.0.
+    is_alike = all(value == first and isinstance(value, bool) == isinstance(first, bool) for value in values)
+    return first if is_alike else None

@@ -73,6 +73,9 @@ class Places:
         source, place = (unit.kind, unit.source), place_of(unit)
         if place is None:
             return source if source in self._units else None
+        if unit.kind == "locations":
+            # A run has one folder of them, and their hash is pinned: wherever it lies now, it is that.
+            return next((pinned for pinned in self._units if pinned[0] == unit.kind), None)
         if self._place.get(source) == place:
             return source
         found = self._by_place.get((unit.kind, place))

@@ -23,7 +23,7 @@ class Double:
     count: int
     """How many, each beyond its first."""
     what: str
-    """photos or keys."""
+    """photos, keys or locations."""
     units: tuple[int, ...]
     """The indexes of the units that hold the shard, or, between pairs, those photos."""
 
@@ -53,6 +53,7 @@ class Seen:
     def __init__(self) -> None:
         self._rows: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
         self._key_hashes: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+        self._location_hashes: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
         self._units: dict[str, set[int]] = defaultdict(set)
         # By the shard as the pairs name it.
         self._pairs: dict[str, list[_Part]] = defaultdict(list)
@@ -68,9 +69,7 @@ class Seen:
             # By its pinned name: a run from another folder may have spelt it in another way.
             self._note(unit.source, unit, rows)
             if are_rows:
-                # Eight bytes a key: the keys of millions of photos need not fit into memory.
-                keys = table["key"].to_pylist()
-                self._key_hashes[unit.source].append(np.fromiter(map(hash, keys), dtype=np.int64, count=len(keys)))
+                self._key_hashes[unit.source].append(_hashes(table))
             return
         shards = table["shard"].to_numpy(zero_copy_only=False)
         named = list(zip(rows.tolist(), table["key"].to_pylist(), strict=True))
@@ -79,15 +78,29 @@ class Seen:
         for shard in sorted(set(shards.tolist())):
             here = shards == shard
             self._note(f"{unit.source}: {shard}", unit, rows[here])
+            if unit.kind == "locations":
+                # Of one folder, whose pairs were looked at as a whole when its locations were numbered.
+                continue
             self._pairs[shard].append(_Part(unit.index, Path(unit.source).parent, hashes[here], is_named[here]))
+
+    def add_locations(self, unit: Unit, table: pa.Table) -> None:
+        """Note the names of locations, the column key of grouped predictions.
+
+        Those of shards stand once in each unit: another shard may show some of the same, which the run has told. Those
+        of stored embeddings stand once in all.
+        """
+        source = f"unit {unit.index} ({unit.source})" if unit.kind == "shard" else unit.source
+        self._location_hashes[source].append(_hashes(table))
+        self._units[source].add(unit.index)
 
     def _note(self, shard: str, unit: Unit, rows: NDArray[np.int64]) -> None:
         self._rows[shard].append(rows)
         self._units[shard].add(unit.index)
 
     def doubles(self) -> Iterator[Double]:
-        """What stands more than once in one tar, or in one embedding pair, by its shard."""
-        for what, gathered in (("photos", self._rows), ("keys", self._key_hashes)):
+        """What stands more than once in one tar, in one embedding pair, or in one folder's locations, by its shard."""
+        everything = {"photos": self._rows, "keys": self._key_hashes, "locations": self._location_hashes}
+        for what, gathered in everything.items():
             for shard, parts in gathered.items():
                 values = np.concatenate(parts)
                 doubled = len(values) - len(np.unique(values))
@@ -109,3 +122,9 @@ class Seen:
                 doubled = photos[counts > 1]
                 held_by = {part.unit for part in parts if np.isin(doubled, part.hashes).any()}
                 yield Double(shard, len(each) - len(photos), "photos", tuple(sorted(held_by)))
+
+
+def _hashes(table: pa.Table) -> NDArray[np.int64]:
+    """[N] of the keys: eight bytes each, for the keys of millions of photos need not fit into memory."""
+    keys = table["key"].to_pylist()
+    return np.fromiter(map(hash, keys), dtype=np.int64, count=len(keys))

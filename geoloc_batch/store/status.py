@@ -36,7 +36,9 @@ class Status:
     retryable: int
     """Done units with an error that another try could mend: what `geoloc retry` executes."""
     samples: int
+    """Photos seen."""
     rows: int
+    """One for each good photo, or for each location that they show."""
     errors: int
     started: str
     """When the config was pinned, ISO 8601, UTC."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geoloc_batch.errors import InputError
-from geoloc_batch.geo.located import Located
+from geoloc_batch.geo.located import Located, Views
 from geoloc_batch.records import RowError, Sample
 from geoloc_batch.store import metadata
 
@@ -24,6 +24,8 @@ SCHEMA_VERSION = 1
 # Rows of features that are widened to float64 at once.
 NORM_ROWS = 4096
 ROW_GROUP_ROWS = 1 << 16
+NUM_VIEWS = "num_views"
+"""The column of predictions that says how many photos a row stands for, where it stands for a location."""
 
 
 def embedding_paths(index: int) -> tuple[str, str]:
@@ -78,19 +80,21 @@ def write_embeddings(npy: Path, parquet: Path, samples: Sequence[Sample], featur
     _write(parquet, {**fixed, **metadata.columns([sample.meta for sample in samples], is_prefixed=False)})
 
 
-def write_predictions(path: Path, samples: Sequence[Sample], located: Located) -> None:
+def write_predictions(path: Path, samples: Sequence[Sample], located: Located, views: Views | None = None) -> None:
     """Write a unit's places.
 
     Args:
         path: gets one row for each sample.
         samples: N of them, ordered by row; those of an embedding pair as they stand in it.
         located: N places in the same order.
+        views: what is behind each of them, where the samples stand for locations.
     """
     _check_order(samples)
     if len(located) != len(samples):
         raise ValueError(f"{len(samples)} samples do not go with {len(located)} places")
     columns = {
         **_identity(samples),
+        **({} if views is None else _views(views)),
         "lat": pa.array(located.position_deg[:, 0], pa.float64()),
         "lon": pa.array(located.position_deg[:, 1], pa.float64()),
         "cell": pa.array(located.topk_cell[:, 0], pa.int32()),
@@ -158,6 +162,10 @@ def _identity(samples: Sequence[Sample]) -> dict[str, pa.Array]:
         "shard": pa.array([metadata.text(sample.shard) for sample in samples], pa.string()),
         "row": pa.array([sample.row for sample in samples], pa.int64()),
     }
+
+
+def _views(views: Views) -> dict[str, pa.Array]:
+    return {NUM_VIEWS: pa.array(views.num_views, pa.int32()), "view_km": pa.array(views.view_km, pa.float32())}
 
 
 def _check_order(samples: Sequence[Sample]) -> None:

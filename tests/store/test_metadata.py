@@ -125,3 +125,30 @@ def test_any_jsons_make_valid_columns_and_survive_the_way_through_embeddings(
     ]
     for name, column in direct.items():
         assert str(again[name].to_pylist()) == str(column.to_pylist())
+
+
+def agreed(*values: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(metadata.agreed([json.dumps(value).encode() for value in values]))
+    return found
+
+
+def test_a_location_has_the_members_on_which_its_views_agree() -> None:
+    views = [{"lat": 1.5, "heading": h, "a": {"b": 1}, "tags": [1, 2], "who": None} for h in (0, 90)]
+    assert agreed(*views) == {"lat": 1.5, "heading": None, "a.b": 1, "tags": "[1, 2]", "who": None}
+    assert agreed({"a": 1, "b": 2}, {"a": 1}) == {"a": 1, "b": None}
+    assert agreed({"a": 1}, {"a": True}, {"a": 1}) == {"a": None}
+    assert agreed({"a": 1}, {"a": 1.0, "b": 0}) == {"a": 1, "b": None}
+
+
+def test_a_single_view_and_views_that_are_alike_keep_their_json_as_it_is() -> None:
+    assert metadata.agreed([b"{broken"]) == b"{broken"
+    assert metadata.agreed([b'{"a": [1]}'] * 3) == b'{"a": [1]}'
+    assert json.loads(metadata.agreed([b"", b'{"a": 1}', b"{broken"])) == {"a": None}
+
+
+@given(st.lists(METAS, min_size=1, max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_what_views_agree_on_is_in_each_of_them(metas: list[bytes]) -> None:
+    flats = [metadata.flatten(meta) or {} for meta in metas]
+    for name, value in (metadata.flatten(metadata.agreed(metas)) or {}).items():
+        assert value is None or value != value or all(flat[name] == value for flat in flats)
