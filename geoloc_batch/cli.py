@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0 if arguments else EXIT_MISUSE
     command = _command_of(arguments)
-    if command is None:
+    if command is None or _is_of_group(command, arguments):
         return _no_command(arguments)
     try:
         return _run(command, arguments[len(command.split()) :])
@@ -91,12 +91,19 @@ def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def _command_of(arguments: Sequence[str]) -> str | None:
-    """The command that the first words name, None where they name none."""
-    return next((name for name in COMMANDS if name.split() == list(arguments[: len(name.split())])), None)
+    """The longest command that the first words name, None where they name none."""
+    named = (name for name in COMMANDS if name.split() == list(arguments[: len(name.split())]))
+    return max(named, key=len, default=None)
+
+
+def _is_of_group(command: str, arguments: Sequence[str]) -> bool:
+    """Whether a command that others begin with is followed by what only their group can answer: help, or a word."""
+    rest = arguments[len(command.split()) :]
+    return bool(rest and _beginning_with(command) and (rest[0] in _HELP or not rest[0].startswith("-")))
 
 
 def _no_command(arguments: Sequence[str]) -> int:
-    """Help for a word that several commands begin with; else an error."""
+    """Help for the words that several commands begin with; else an error."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     while words and not _beginning_with(" ".join(words)):
         words.pop()
@@ -122,7 +129,7 @@ def _heads() -> dict[str, None]:
 
 def _overview(group: str = "") -> str:
     """Every command, or those that begin with the words of a group."""
-    names = _beginning_with(group) if group else list(COMMANDS)
+    names = [*([group] if group in COMMANDS else []), *_beginning_with(group)] if group else list(COMMANDS)
     width = max(map(len, names))
     lines = [f"  {name:<{width}}  {str(COMMANDS[name][0].__doc__).splitlines()[0]}" for name in names]
     return "\n".join(

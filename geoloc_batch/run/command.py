@@ -17,6 +17,7 @@ from typing import Any
 from geoloc_batch.errors import OutputError
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.model.config import EncoderConfig
+from geoloc_batch.model.heads import published
 from geoloc_batch.run.config import EmbedConfig, PredictConfig, RunConfig
 from geoloc_batch.stream.config import StreamConfig
 
@@ -108,7 +109,10 @@ def _encoder_path(given: str) -> str:
 
 
 def _head_path(given: str) -> str:
+    """A file's path; short names stay names, whatever lies beside them."""
     name, equals, rest = given.partition("=")
+    if published(given) or (equals and published(rest)):
+        return given
     return f"{name}={_existing(rest)}" if equals and os.path.exists(rest) else _existing(given)
 
 

@@ -75,6 +75,9 @@ class PredictConfig:
     """A folder that `geoloc embed` or --save-embeddings wrote, in place of shards."""
     save_embeddings: bool = False
     """Write the embeddings too, in the same pass."""
+    group_by: str = ""
+    """The member of the photos' json that names their location (nested members with dots): one row for each location,
+    from all of its photos. From shards these must lie in one shard; --from-embeddings finds them wherever they are."""
     locate: LocateConfig = field(default_factory=LocateConfig)
     run: RunConfig = field(default_factory=RunConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -87,6 +90,10 @@ class PredictConfig:
             raise ConfigError(f"give either shards (or photos) or --from-embeddings FOLDER, got {given}")
         if self.from_embeddings and self.save_embeddings:
             raise ConfigError("--save-embeddings has nothing to save: --from-embeddings names stored ones already")
+        if self.locate.fusion != "auto" and not self.group_by:
+            raise ConfigError(
+                f"--fusion {self.locate.fusion} was given without --group-by: name what groups the photos"
+            )
         if self.from_embeddings and not self.out:
             raise ConfigError("--out is missing: name the folder for the predictions")
 
@@ -170,7 +177,8 @@ class Summary:
     limiting_stage: str
     out: str
     exit_code: int
-    """0 complete; 3 complete with unit errors or too many error rows; 75 incomplete, run again."""
+    """0 complete; 3 complete with unit errors, too many error rows or locations in more than one unit; 75 incomplete,
+    run again."""
     unit_errors: int = 0
     """Shards that could not be read to their end."""
     kept: int = 0

@@ -14,6 +14,7 @@ from geoloc_batch.run.sources import FeatureSource
 from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.run.workers import StopSignal, Worker
 from geoloc_batch.store.ledger import Ledger, Totals
+from geoloc_batch.store.scattered import find_scattered
 
 log = logging.getLogger("geoloc_batch")
 
@@ -51,6 +52,9 @@ def drive(
         log.warning(
             "%d units of %s were never done: run the command that made it again", totals.units - totals.done, ledger.out
         )
+    exit_code = _exit_code(totals, run.max_error_rate)
+    if exit_code != EXIT_INCOMPLETE and outputs.group_by and _has_scattered(ledger, outputs):
+        exit_code = EXIT_WITH_ERRORS
     return Summary(
         units=totals.units,
         samples=totals.samples,
@@ -62,7 +66,7 @@ def drive(
         limiting_stage=telemetry.limiting_stage(),
         out=str(ledger.out),
         kept=len(ledger.kept),
-        exit_code=_exit_code(totals, run.max_error_rate),
+        exit_code=exit_code,
     )
 
 
@@ -72,3 +76,22 @@ def _exit_code(totals: Totals, max_error_rate: float) -> int:
     if totals.units_failed or totals.errors > max_error_rate * totals.samples:
         return EXIT_WITH_ERRORS
     return EXIT_COMPLETE
+
+
+def _has_scattered(ledger: Ledger, outputs: Outputs) -> bool:
+    """Whether locations have rows in several units; it is told, since each row knows the photos of its unit alone."""
+    units = [unit for unit in ledger.units if unit.kind == "shard"]
+    found = find_scattered(ledger.out, units, outputs.trees[0])
+    if found is None:
+        return False
+    places = " and ".join(found.shards[:2]) if len(found.shards) > 1 else f"several parts of {found.shards[0]}"
+    log.warning(
+        "%d locations have rows in more than one unit, the first is %s, in %s: each row is made from the photos of its "
+        "unit alone. For one row from all photos run geoloc embed on the shards, then geoloc predict --from-embeddings "
+        "with --group-by %s",
+        found.count,
+        found.first,
+        places,
+        outputs.group_by,
+    )
+    return True

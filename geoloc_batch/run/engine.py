@@ -1,7 +1,8 @@
 """The loop: read | decode | copy | encode | locate | write, overlapped by threads.
 
 The calling thread drives the encoder; a lane of its own locates and gathers rows by unit; another writes tables and
-commits. The stream's threads read and decode. No step waits for another rank.
+commits. The stream's threads read and decode. No step waits for another rank. Photos that are grouped by location are
+located when their unit is whole.
 
 A unit with a photo whose features overflowed (fp16 ends at 65,504) is not committed but set aside, its lease in hand,
 and made again as a whole in a precision of wider range: rows of one unit never mix precisions. That happens when this
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 
 from geoloc_batch.geo.located import Located
 from geoloc_batch.locate.locator import Locator
-from geoloc_batch.records import RowError, Sample, Unit, UnitEnd
+from geoloc_batch.records import Sample, Unit, UnitEnd
+from geoloc_batch.run.grouping import NOT_FINITE, row_error
 from geoloc_batch.run.lanes import Lane
 from geoloc_batch.run.open_unit import OpenUnit, Outputs
 from geoloc_batch.run.sources import FeatureBatch, FeatureSource
@@ -59,6 +61,8 @@ class Engine:
         self._ledger = ledger
         self._outputs = outputs
         self._locators = locators
+        # What is grouped waits for all photos of its unit.
+        self._at_once = () if outputs.group_by else locators
         self._telemetry = telemetry
         self._stop = stop
         self._can_widen = False
@@ -142,7 +146,7 @@ class Engine:
             yield again
 
     def _begin(self, execution: Execution, remark: str) -> Unit:
-        self._open[execution.unit.index] = OpenUnit(execution, [[] for _ in self._locators], remark)
+        self._open[execution.unit.index] = OpenUnit(execution, [[] for _ in self._at_once], remark)
         return execution.unit
 
     def _gather(self, item: FeatureBatch | UnitEnd) -> None:
@@ -174,6 +178,10 @@ class Engine:
         if unit.num_overflowed:
             self._aside[index] = unit
         else:
+            if self._outputs.group_by:
+                with self._telemetry.stage("locate"):
+                    refused = unit.group(self._outputs.group_by, self._locators)
+                self._telemetry.count(rows=-refused, errors=refused)
             with self._telemetry.stage("wait for write"):
                 self._write_lane.put(unit)
         # Only now: a unit that the lane refused is still open, and is given back at the end.
@@ -189,13 +197,13 @@ class Engine:
         kept = np.flatnonzero(is_good_B)
         with self._telemetry.stage("locate"):
             good_BD = features.device_BD if is_good_B.all() else features.device_BD[kept.tolist()]
-            located = [locator.locate(good_BD) for locator in self._locators]
+            located = [locator.locate(good_BD) for locator in self._at_once]
         if not all(np.isfinite(places.topk_prob).all() for places in located):
             kept, located = self._refuse_unlocated(samples, kept, located)
         units = np.array([samples[row].unit.index for row in kept], dtype=np.int64)
         for index in np.unique(units).tolist():
             rows = np.flatnonzero(units == index)
-            kept_BD = features_BD[kept[rows]] if self._outputs.embeddings else None
+            kept_BD = features_BD[kept[rows]] if self._outputs.keeps_features else None
             self._open[index].add([samples[kept[row]] for row in rows], kept_BD, [part.take(rows) for part in located])
         self._telemetry.count(rows=len(kept), errors=len(samples) - len(kept))
 
@@ -214,13 +222,13 @@ class Engine:
     ) -> tuple[NDArray[np.intp], list[Located]]:
         """Rows whose probabilities are no numbers: a head with weights near the end of float32 makes such."""
         is_sound = np.all([np.isfinite(places.topk_prob).all(axis=1) for places in located], axis=0)
-        self._refuse([samples[row] for row in kept[~is_sound]], "locate", "the head's probabilities are not finite")
+        self._refuse([samples[row] for row in kept[~is_sound]], "locate", NOT_FINITE)
         rows = np.flatnonzero(is_sound)
         return kept[rows], [places.take(rows) for places in located]
 
     def _refuse(self, samples: Sequence[Sample], stage: str, message: str) -> None:
         for sample in samples:
-            error = RowError(sample.key, sample.shard, sample.row, stage, message, retryable=stage == "encode")
+            error = row_error(sample, stage, message, retryable=stage == "encode")
             self._open[sample.unit.index].errors.append(error)
 
     def _write(self, unit: OpenUnit) -> None:

@@ -21,6 +21,7 @@ from geoloc_batch.geo.sphere import haversine_km
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.factory import build_locators
 from geoloc_batch.locate.locator import Locator
+from geoloc_batch.locate.requests import find_requests
 from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.model.hub import fetch
 from geoloc_batch.records import UnitEnd
@@ -143,6 +144,8 @@ def measure_fidelity(config: FidelityConfig) -> FidelityReport:
     with StopSignal() as stop:
         # Before anything is loaded: a shard that is misspelt is told at once.
         units = plan_units(expand_shards(config.shards), limit=config.limit)
+        if config.head:
+            find_requests(_locate_config(config))
         device = this_worker().device
         lower = load(config.encoder, device)
         if lower.precision == REFERENCE:
@@ -160,11 +163,15 @@ def measure_fidelity(config: FidelityConfig) -> FidelityReport:
     return FidelityReport(encoder=lower.name, device=str(device), errors=num_errors, found=found)
 
 
+def _locate_config(config: FidelityConfig) -> LocateConfig:
+    return LocateConfig(head=config.head, cells=config.cells, top_k=_TOP_K)
+
+
 def _locators(config: FidelityConfig, encoder: Encoder) -> list[Locator]:
     if not config.head:
         return []
     return build_locators(
-        LocateConfig(head=config.head, cells=config.cells, top_k=_TOP_K),
+        _locate_config(config),
         encoder_dim=encoder.dim,
         encoder_tap=encoder.tap,
         encoder_sha256=encoder.sha256,

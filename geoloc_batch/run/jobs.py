@@ -10,17 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS, ConfigError, OutputError
-from geoloc_batch.locate.config import LocateConfig
-from geoloc_batch.locate.factory import build_locators
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, ConfigError, OutputError
 from geoloc_batch.locate.locator import Locator
+from geoloc_batch.locate.requests import find_requests
 from geoloc_batch.model.encoder import Encoder
-from geoloc_batch.model.hub import fetch
 from geoloc_batch.records import Unit
 from geoloc_batch.run.command import read_command, record_command
-from geoloc_batch.run.config import EmbedConfig, PredictConfig, RetryConfig, RunConfig, Summary
+from geoloc_batch.run.config import EmbedConfig, PredictConfig, RetryConfig, Summary
 from geoloc_batch.run.drive import Adopt, drive
 from geoloc_batch.run.encoders import (
     REFERENCE,
@@ -29,18 +25,16 @@ from geoloc_batch.run.encoders import (
     load,
     wider_precision,
 )
-from geoloc_batch.run.engine import Outputs
 from geoloc_batch.run.first_batch import FirstBatch
-from geoloc_batch.run.sources import PhotoSource, StoredSource, origin_of
+from geoloc_batch.run.parts import locators_of, outputs_of, pinned_of
+from geoloc_batch.run.sources import PhotoSource
+from geoloc_batch.run.stored import predict_stored
 from geoloc_batch.run.workers import StopSignal, Worker, this_worker
-from geoloc_batch.store.features import plan_embeddings, read_features
 from geoloc_batch.store.ledger import Ledger
 from geoloc_batch.store.pin import read_config, refuse_object_store
 from geoloc_batch.stream.shards import expand_shards, plan_units
 
 log = logging.getLogger("geoloc_batch")
-
-SCHEMA_VERSION = 1
 
 
 def embed(config: EmbedConfig) -> Summary:
@@ -60,7 +54,7 @@ def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
         raise OutputError("--out is missing: name the folder for the predictions")
     with StopSignal() as stop:
         if config.from_embeddings:
-            return _predict_stored(config, stop)
+            return predict_stored(config, stop)
         return _PhotoJob(config, inputs).execute(stop)
 
 
@@ -74,7 +68,7 @@ def retry(config: RetryConfig) -> Summary:
     adopt = partial(_adopt_retries, config, left_out)
     with StopSignal() as stop:
         if isinstance(given, PredictConfig) and given.from_embeddings:
-            summary = _predict_stored(given, stop, adopt)
+            summary = predict_stored(given, stop, adopt)
         else:
             summary = _PhotoJob(given, command.inputs).execute(stop, adopt)
     kept = summary.kept + len(left_out)
@@ -112,17 +106,21 @@ class _PhotoJob:
         self.run, self.encoder, self.stream = config.run, config.encoder, config.stream
         self.locate = config.locate if isinstance(config, PredictConfig) else None
         self.embeddings = isinstance(config, EmbedConfig) or config.save_embeddings
+        self.group_by = config.group_by if isinstance(config, PredictConfig) else ""
 
     def execute(self, stop: StopSignal, adopt: Adopt | None = None) -> Summary:
         """Work on the units of the shards, or on those that `adopt` takes up."""
         is_retry = adopt is not None
+        if self.locate is not None:
+            # Before anything is loaded or downloaded: a head that is misspelt is told at once.
+            find_requests(self.locate)
         if adopt is None:
             # Before anything is loaded: a shard that is misspelt is told at once.
             units = plan_units(expand_shards(self.config.shards), limit=self.run.limit)
             adopt = partial(Ledger.adopt_plan, units=units)
         worker = this_worker()
         encoder = load(self.encoder, worker.device)
-        locators = _locators(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
+        locators = locators_of(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
         pinned = self._pinned(encoder, locators)
         with closing(Ledger(self.config.out, beat_s=self.run.heartbeat_s)) as ledger:
             adoptable = self._left_open()
@@ -134,7 +132,7 @@ class _PhotoJob:
             if not is_retry:
                 record_command(ledger.out, self.config, self.inputs)
             source = self._source(encoder, locators, worker, ledger.out, stop)
-            outputs = _outputs(locators, self.embeddings)
+            outputs = outputs_of(locators, embeddings=self.embeddings, group_by=self.group_by)
             with explained_shortage(encoder, f"pass a smaller one, and another --out: {ledger.out} was pinned to it"):
                 return drive(ledger, adopt, source, outputs, locators, self.run, worker, stop)
 
@@ -151,7 +149,7 @@ class _PhotoJob:
     def _pinned(self, encoder: Encoder, locators: Sequence[Locator]) -> dict[str, Any]:
         """Everything that decides what the rows are."""
         pinned = {
-            **_pinned(self.run, self.locate, locators, embeddings=self.embeddings),
+            **pinned_of(self.run, self.locate, locators, embeddings=self.embeddings, group_by=self.group_by),
             "encoder_sha256": encoder.sha256,
             "encoder_fingerprint": encoder.fingerprint,
             "tap": encoder.tap,
@@ -176,73 +174,3 @@ class _PhotoJob:
             "batch_size": self.encoder.given_batch_size is None,
         }
         return [name for name, is_open in is_left_open.items() if is_open]
-
-
-def _predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None = None) -> Summary:
-    """From stored embeddings to places."""
-    units = _limited(plan_embeddings(config.from_embeddings), config.run.limit)
-    worker = this_worker()
-    origin = origin_of(config.from_embeddings, units, tap=config.encoder.tap)
-    locators = _locators(config.locate, origin.dim, origin.tap, origin.encoder_sha256, worker.device)
-    pinned = {
-        **_pinned(config.run, config.locate, locators, embeddings=False),
-        "encoder_sha256": origin.encoder_sha256,
-        "tap": origin.tap,
-        "from_embeddings": True,
-    }
-    with closing(Ledger(config.out, beat_s=config.run.heartbeat_s)) as ledger:
-        ledger.open(pinned)
-        if adopt is None:
-            record_command(ledger.out, config)
-        outputs = _outputs(locators, embeddings=False)
-        source = StoredSource(worker.device)
-        adopt = adopt or partial(Ledger.adopt_plan, units=units)
-        summary = drive(ledger, adopt, source, outputs, locators, config.run, worker, stop)
-    if origin.num_missing and config.run.limit is None:
-        log.warning(
-            "%s is not complete: %d of its units are missing; finish it, then run the same command again",
-            config.from_embeddings,
-            origin.num_missing,
-        )
-        return dataclasses.replace(summary, exit_code=EXIT_INCOMPLETE)
-    return summary
-
-
-def _limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
-    """The units that hold the first `limit` stored rows; the last of them is cut."""
-    if limit is None:
-        return list(units)
-    taken: list[Unit] = []
-    for unit in units:
-        if limit <= 0:
-            break
-        taken.append(dataclasses.replace(unit, max_rows=limit))
-        limit -= read_features(unit.source).num_rows
-    return taken
-
-
-def _locators(
-    config: LocateConfig | None, dim: int, tap: str, encoder_sha256: str | None, device: torch.device
-) -> list[Locator]:
-    if config is None:
-        return []
-    return build_locators(
-        config, encoder_dim=dim, encoder_tap=tap, encoder_sha256=encoder_sha256, device=device, fetch=fetch
-    )
-
-
-def _outputs(locators: Sequence[Locator], embeddings: bool) -> Outputs:
-    trees = tuple(locator.name for locator in locators) if len(locators) > 1 else ("",) * len(locators)
-    return Outputs(embeddings=embeddings, trees=trees)
-
-
-def _pinned(
-    run: RunConfig, locate: LocateConfig | None, locators: Sequence[Locator], *, embeddings: bool
-) -> dict[str, Any]:
-    pinned: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "limit": run.limit, "embeddings": embeddings}
-    if locate is not None:
-        pinned |= {"top_k": locate.top_k, "position": locate.position}
-        # A name counts where it names a folder of results: among several.
-        names = [{"name": locator.name} if len(locators) > 1 else {} for locator in locators]
-        pinned["heads"] = [{**name, **locator.identity} for name, locator in zip(names, locators, strict=True)]
-    return pinned
