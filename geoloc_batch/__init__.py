@@ -25,6 +25,7 @@ from geoloc_batch.api import (
     predict,
     retry,
     status,
+    train_head,
     verify,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "predict",
     "retry",
     "status",
+    "train_head",
     "verify",
 ]

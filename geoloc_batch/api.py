@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from geoloc_batch.run.dry_run import StreamReport
     from geoloc_batch.run.fidelity import FidelityReport
     from geoloc_batch.store.status import Status
-    from geoloc_batch.store.verify import Verification
+    from geoloc_batch.store.verification import Verification
     from geoloc_batch.stream.pack import PackSummary
+    from geoloc_batch.train.commands import Trained
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -85,7 +86,7 @@ def predict(
         out: folder of the results; may be left out for photos.
         from_embeddings: a folder that `embed`, or `predict` with `save_embeddings`, wrote.
         save_embeddings: write the embeddings too, in the same pass.
-        **flags: any flag of `geoloc predict`: head, cells, top_k, position, encoder, ...
+        **flags: any flag of `geoloc predict`: head, cells, top_k, position, group_by, fusion, combine, encoder, ...
 
     Returns:
         as `embed`; for photos also their `places`. The rows are in `out/predictions/*.parquet`.
@@ -171,6 +172,28 @@ def evaluate_predictions(
     return evaluate(from_flat(EvaluateConfig, {**given, **flags}))
 
 
+def train_head(embeddings: Paths, *, cells: Paths, out: str | Path, **flags: Any) -> Trained:
+    """Train a head on stored embeddings, as `geoloc train`.
+
+    Args:
+        embeddings: folders that `embed`, or `predict` with `save_embeddings`, wrote.
+        cells: the cells that the head chooses among; several with `sweep`.
+        out: folder of the head; a training that was cut off goes on where it stopped.
+        **flags: any flag of `geoloc train`: group_by, fusion, loss, lam, epochs, lr, seed, sweep, split_file, ...
+
+    Returns:
+        the head.json of each head, the best on val first; `exit_code` tells whether all are done (0) or not (75).
+
+    Raises:
+        UserError: the embeddings, the cells, a flag or the output folder cannot be used.
+    """
+    from geoloc_batch.train.commands import train as run_train
+    from geoloc_batch.train.config import TrainConfig
+
+    given = {"embeddings": _texts(embeddings), "cells": _texts(cells), "out": str(out)}
+    return run_train(from_flat(TrainConfig, {**given, **flags}))
+
+
 def verify(out: str | Path) -> Verification:
     """Prove from the files of a run that every photo gave one row or one error row."""
     from geoloc_batch.store.verify import verify as run_verify
@@ -192,8 +215,8 @@ def load_encoder(encoder: str = "", **flags: Any) -> Encoder:
     return load(encoder, **flags) if encoder else load(**flags)
 
 
-def load_head(path: str | Path, cells: str | Path, **flags: Any) -> HeadLocator:
-    """Load a head with the cells it names; see geoloc_batch.locate.head.load_head."""
+def load_head(path: str | Path, cells: str | Path | None = None, **flags: Any) -> HeadLocator:
+    """Load a head, a published one by its short name, and its cells; see geoloc_batch.locate.head.load_head."""
     from geoloc_batch.locate.head import load_head as load
 
     return load(path, cells, **flags)

@@ -7,6 +7,7 @@ GeolocError                    the root; the command line prints it without a tr
 |   |-- CheckpointError        an encoder's checkpoint
 |   |-- HeadError              a head's file, or a head that does not fit the encoder, the tap or the cells
 |   |-- PartitionError         a partition of geocells
+|   |-- SplitError             a split into train, val and test that leaks, or leaves one of them empty
 |   `-- OutputError            an output folder that cannot be used, or that was pinned to another config
 |-- HubError                   a download that was needed and could not be had, exit code 1
 |-- DecodeError                one photo, becomes an error row
@@ -45,6 +46,10 @@ class HeadError(UserError):
 
 class PartitionError(UserError):
     """A partition's file is wrong, or the partition does not fit the head."""
+
+
+class SplitError(UserError):
+    """A split into train, val and test leaks, leaves one of them empty, or cannot be made."""
 
 
 class OutputError(UserError):

@@ -14,9 +14,11 @@ from tyro.conf import Positional, arg
 from geoloc_batch.errors import EXIT_FAILED, EXIT_WITH_ERRORS
 from geoloc_batch.evaluate.config import EvaluateConfig
 from geoloc_batch.geo.cells.config import BUILD_KINDS, BuildConfig, CeilingConfig, ConvertConfig, ShowConfig
+from geoloc_batch.locate.config import ConvertHeadConfig, HeadsConfig
 from geoloc_batch.model.config import WarmupConfig
 from geoloc_batch.run.config import EmbedConfig, FidelityConfig, PredictConfig, RetryConfig, Summary
 from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +179,32 @@ def _evaluate(config: EvaluateConfig) -> int:
     return 0
 
 
+def _heads(_: HeadsConfig) -> int:
+    from geoloc_batch.model.heads import format_heads, list_heads
+    from geoloc_batch.model.hub import cached
+
+    listing = list_heads(cached)
+    print(format_heads(listing))
+    _print_json(listing)
+    return 0
+
+
+def _heads_convert(config: ConvertHeadConfig) -> int:
+    from geoloc_batch.locate.conversion import convert_head
+
+    _print_json(dataclasses.asdict(convert_head(config)))
+    return 0
+
+
+def _train(config: TrainConfig) -> int:
+    from geoloc_batch.train.commands import format_table, train
+
+    trained = train(config)
+    print(format_table(trained))
+    _print_json(trained.by_name())
+    return trained.exit_code
+
+
 def _cells_build(config: BuildConfig) -> int:
     from geoloc_batch.geo.cells.commands import build
     from geoloc_batch.run.positions import read_positions
@@ -218,6 +246,9 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
     "fidelity": (FidelityConfig, _fidelity),
     "warmup": (WarmupConfig, _warmup),
     "evaluate": (EvaluateConfig, _evaluate),
+    "train": (TrainConfig, _train),
+    "heads": (HeadsConfig, _heads),
+    "heads convert": (ConvertHeadConfig, _heads_convert),
     **{f"cells build {kind}": (config, _cells_build) for kind, config in BUILD_KINDS.items()},
     "cells show": (ShowConfig, _cells_show),
     "cells convert": (ConvertConfig, _cells_convert),

@@ -34,7 +34,8 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 TORCH_FREE = ["", ".cli", ".verbs", ".api", ".errors", ".records", ".cpus", ".flags"]
 TORCH_FREE += [".run.config", ".model.config", ".stream.config", ".stream.packing.config", ".locate.config"]
-TORCH_FREE += [".evaluate.config"]
+TORCH_FREE += [".model.heads", ".model.hub", ".locate.requests"]
+TORCH_FREE += [".evaluate.config", ".train.config"]
 TORCH_FREE += sorted(
     f".{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}"
     for room in ("geo", "store")

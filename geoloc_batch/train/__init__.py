@@ -1,0 +1,1 @@
+"""Training of heads on stored features: splits, losses, the loop, sweeps."""

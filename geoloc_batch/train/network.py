@@ -1,0 +1,138 @@
+"""The head in training: LayerNorm's scale and shift and a linear layer, with gradients written by hand.
+
+Three matrix products a step are all that costs anything: logits = y W^T, dW = G^T y, dy = G W.
+
+Shape letters: B places of a batch, C cells, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoloc_batch.locate.head_file import TENSORS
+from geoloc_batch.train.batches import Batch, Buffers
+
+
+class Network:
+    """The four tensors of a head, and AdamW on them.
+
+    Args:
+        state: the tensors by the names in TENSORS; they are copied.
+        device: where training is.
+        precision: of the matrix products, fp32 or bf16. Sums and results are float32 in both.
+        weight_decay: on the linear layer's weight alone.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], device: torch.device, *, precision: str, weight_decay: float
+    ) -> None:
+        self._is_bf16 = precision == "bf16"
+        copies = [state[name].detach().to(device=device, dtype=torch.float32, copy=True) for name in TENSORS]
+        self.scale_D, self.shift_D, self.weight_CD, self.bias_C = copies
+        plain = {"params": [self.scale_D, self.shift_D, self.bias_C], "weight_decay": 0.0}
+        decayed = {"params": [self.weight_CD], "weight_decay": weight_decay}
+        self.optimizer = torch.optim.AdamW([plain, decayed], lr=0.0, fused=True)
+        # Kept from step to step: fresh pages for a batch's logits cost more than what is computed on them.
+        self._buffers = Buffers(device)
+        self._input_BD = torch.empty(0)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, C] in training, good until the next call; what `learn` needs is kept."""
+        num_places, dim = batch.scaled_BD.shape
+        self._input_BD = self._buffers.get("input", num_places, dim)
+        if batch.shifted_BD is None:
+            torch.addcmul(self.shift_D, batch.scaled_BD, self.scale_D, out=self._input_BD)
+        else:
+            torch.mul(batch.scaled_BD, self.scale_D, out=self._input_BD).addcmul_(batch.shifted_BD, self.shift_D)
+        logit_BC = self._buffers.get("logits", num_places, len(self.bias_C))
+        return self._product(self._input_BD, self.weight_CD.T, logit_BC).add_(self.bias_C)
+
+    def evaluated(self, feature_BD: Tensor) -> Tensor:
+        """[B, C] logits of normed features in fp32, nothing dropped."""
+        return torch.addmm(self.bias_C, torch.addcmul(self.shift_D, feature_BD, self.scale_D), self.weight_CD.T)
+
+    def learn(self, batch: Batch, grad_BC: Tensor, rate: float) -> None:
+        """One step of AdamW.
+
+        Args:
+            batch: the one whose `logits` were asked for last.
+            grad_BC: the loss's gradient at them.
+            rate: the learning rate.
+        """
+        dim = len(self.scale_D)
+        self.weight_CD.grad = self._product(
+            grad_BC.T, self._input_BD, self._buffers.get("weight", *self.weight_CD.shape)
+        )
+        self.bias_C.grad = grad_BC.sum(dim=0)
+        grad_BD = self._product(grad_BC, self.weight_CD, self._buffers.get("gradient", len(grad_BC), dim))
+        if batch.shifted_BD is None:
+            self.shift_D.grad = grad_BD.sum(dim=0)
+        else:
+            self.shift_D.grad = torch.mul(grad_BD, batch.shifted_BD, out=self._input_BD).sum(dim=0)
+        self.scale_D.grad = grad_BD.mul_(batch.scaled_BD).sum(dim=0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the tensors by the names in TENSORS, on the CPU."""
+        tensors = (self.scale_D, self.shift_D, self.weight_CD, self.bias_C)
+        return {name: tensor.detach().cpu().clone() for name, tensor in zip(TENSORS, tensors, strict=True)}
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Take up AdamW's moments, as `optimizer.state_dict()` gave them."""
+        self.optimizer.load_state_dict(state)
+
+    def _product(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        if not self._is_bf16:
+            return torch.mm(left, right, out=out)
+        if left.device.type == "cuda":
+            return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32, out=out)
+        with _bf16_products():
+            return torch.mm(left, right, out=out)
+
+
+@contextmanager
+def _bf16_products() -> Iterator[None]:
+    """Products of float32 matrices on the CPU's bf16 tiles, with sums and results in float32."""
+    backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = backend.fp32_precision
+    backend.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def learning_rate(step: int, num_steps: int, num_warmup: int, highest: float) -> float:
+    """A straight line up to `highest` over the first `num_warmup` steps, then a cosine to 0 at `num_steps`.
+
+    Args:
+        step: from 0.
+        num_steps: of the whole training.
+        num_warmup: less than num_steps, or all steps warm up.
+        highest: the peak.
+    """
+    if step < num_warmup:
+        return highest * (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return highest * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def first_state(num_cells: int, deviation_D: Tensor, mean_D: Tensor) -> dict[str, Tensor]:
+    """A head that finds all cells alike, its LayerNorm set so that features of this mean and deviation become plain.
+
+    Args:
+        num_cells: C.
+        deviation_D: [D] of the normed features.
+        mean_D: [D] of them.
+    """
+    scale_D = 1 / deviation_D.clamp(min=1e-6)
+    tensors = (scale_D, -mean_D * scale_D, torch.zeros(num_cells, len(mean_D)), torch.zeros(num_cells))
+    return dict(zip(TENSORS, tensors, strict=True))

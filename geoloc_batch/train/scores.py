@@ -1,0 +1,119 @@
+"""Scores: how good a head is on places, with both positions: the best cell's centroid and the posterior mean.
+
+Shape letters: N places, C cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geoloc_batch.geo.metrics import BALSCORE_BANDS_KM, Metrics, balscore, distances_km, summarise
+from geoloc_batch.geo.sphere import points_deg
+from geoloc_batch.train.config import Position
+from geoloc_batch.train.features import Features
+from geoloc_batch.train.network import Network
+
+# A shorter mean of unit vectors is the rounding of vectors that cancel, as in locate/posterior.py.
+_MIN_RESULTANT = 1e-6
+_ROWS = 2048
+POSITIONS: tuple[Position, ...] = ("top1", "mean")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """The metrics of one set of places."""
+
+    top1: Metrics
+    """Positions are centroids of the best cells."""
+    mean: Metrics
+    """Positions are posterior means."""
+
+    def of(self, position: Position) -> Metrics:
+        """Those of one of the two."""
+        return self.top1 if position == "top1" else self.mean
+
+    @property
+    def better(self) -> Position:
+        """The position that `rank` puts higher; top1 of equals."""
+        return max(POSITIONS, key=lambda position: rank(self.of(position)))
+
+    def by_name(self) -> dict[str, Any]:
+        """{"top1": {name: value}, "mean": ...}."""
+        return {position: self.of(position).by_name() for position in POSITIONS}
+
+
+def rank(metrics: Metrics) -> tuple[float, float]:
+    """The greater the better: the balscore, then the median.
+
+    Half a place is added to each band: of few places one that happens to lie within 25 km would else outweigh all that
+    the other bands say. Of thousands it changes nothing.
+    """
+    percent = {band.threshold_km: band.percent for band in metrics.bands}
+    added = [(percent[km] * metrics.rows + 50) / (metrics.rows + 1) for km in BALSCORE_BANDS_KM]
+    return balscore(*added), -metrics.median_km
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Truth:
+    """N places with what is true of them, and the cells to choose among."""
+
+    place_N: NDArray[np.int64]
+    """[N] their numbers among all places."""
+    point_deg_N2: NDArray[np.float64]
+    """[N, 2] (lat, lon) in degrees."""
+    cell_N: NDArray[np.int64]
+    """[N] rows of their cells."""
+    centroid_deg_C2: NDArray[np.float64]
+    """[C, 2] (lat, lon) in degrees."""
+    xyz_C3: Tensor
+    """[C, 3] float32 unit vectors of the centroids, on the device."""
+
+
+def score(network: Network, features: Features, truth: Truth) -> Scores:
+    """Evaluate a head in fp32, with nothing dropped."""
+    found = [
+        decode(network.evaluated(features.fused(place_n)), cell_n, truth.xyz_C3)
+        for place_n, cell_n in zip(
+            torch.split(torch.from_numpy(truth.place_N).to(features.device), _ROWS),
+            torch.split(torch.from_numpy(truth.cell_N).to(features.device), _ROWS),
+            strict=True,
+        )
+    ]
+    best_N, rank_N, mean_N3 = (np.concatenate([part[i].cpu().numpy() for part in found]) for i in range(3))
+    top1_deg_N2 = truth.centroid_deg_C2[best_N]
+    points_nowhere_N1 = np.linalg.norm(mean_N3, axis=1, keepdims=True) < _MIN_RESULTANT
+    mean_deg_N2 = np.where(points_nowhere_N1, top1_deg_N2, points_deg(mean_N3))
+    num_cells = len(truth.centroid_deg_C2)
+    metrics = [
+        summarise(distances_km(found_deg_N2, truth.point_deg_N2), cell_rank=rank_N, num_kept=num_cells)
+        for found_deg_N2 in (top1_deg_N2, mean_deg_N2)
+    ]
+    return Scores(top1=metrics[0], mean=metrics[1])
+
+
+def decode(logit_NC: Tensor, cell_N: Tensor, xyz_C3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a posterior says of N places.
+
+    Args:
+        logit_NC: [N, C] float32; they are overwritten.
+        cell_N: [N] rows of the true cells.
+        xyz_C3: [C, 3] unit vectors of the centroids.
+
+    Returns:
+        [N] the most probable cells' rows, the lowest among equals; [N] from 1, where the true cell stands among all;
+        [N, 3] the probability-weighted mean vectors.
+    """
+    true_N1 = logit_NC.gather(1, cell_N[:, None])
+    column_C = torch.arange(logit_NC.shape[1], device=logit_NC.device)
+    is_before_NC = (logit_NC > true_N1) | ((logit_NC == true_N1) & (column_C < cell_N[:, None]))
+    rank_N = is_before_NC.sum(dim=1) + 1
+    best_N = logit_NC.argmax(dim=1)
+    logit_NC -= logit_NC.gather(1, best_N[:, None])
+    prob_NC = logit_NC.exp_()
+    return best_N, rank_N, (prob_NC @ xyz_C3) / prob_NC.sum(dim=1, keepdim=True)
