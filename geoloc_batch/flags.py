@@ -127,9 +127,7 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
             return None
         return _coerce_to_one(name, value, [part for part in get_args(hint) if part is not type(None)], where)
     if get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str | Path) else value
-        if not isinstance(items, list | tuple):
-            raise ConfigError(f"{name}{where} must be a list, got {value!r}")
+        items = value if isinstance(value, list | tuple) else [value]
         return tuple(_coerce(name, item, get_args(hint)[0], where) for item in items)
     if hint is str and isinstance(value, Path):
         return str(value)

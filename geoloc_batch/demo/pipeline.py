@@ -1,6 +1,6 @@
-"""The demo: photos of a synthetic Europe -> pack -> embed -> cells and a head -> predict -> how good that is.
+"""The demo: photos of a synthetic Europe -> pack -> embed -> cells -> train -> predict -> evaluate, by the commands.
 
-Shape letters: N photos, P places, D features.
+Shape letters: N test places.
 """
 
 from __future__ import annotations
@@ -8,66 +8,73 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geoloc_batch.demo.figure import draw_figure
 from geoloc_batch.demo.photos import HEADINGS, make_photos
-from geoloc_batch.demo.training import train_head
 from geoloc_batch.demo.world import make_places
 from geoloc_batch.errors import ConfigError, OutputError
+from geoloc_batch.evaluate.comparison import evaluate
+from geoloc_batch.evaluate.config import EvaluateConfig
 from geoloc_batch.flags import from_flat
-from geoloc_batch.geo.cells.h3 import build_h3
-from geoloc_batch.geo.partition import Partition
+from geoloc_batch.geo.cells.commands import build
+from geoloc_batch.geo.cells.config import H3Config
+from geoloc_batch.geo.partition import load_partition
 from geoloc_batch.geo.sphere import haversine_km
-from geoloc_batch.locate.head import load_head
-from geoloc_batch.locate.head_file import save_head
 from geoloc_batch.run.config import EmbedConfig, PredictConfig
 from geoloc_batch.run.jobs import embed, predict
-from geoloc_batch.store.features import plan_embeddings, read_features
-from geoloc_batch.store.pin import read_config
-from geoloc_batch.stream.pack import pack
+from geoloc_batch.run.positions import read_positions
+from geoloc_batch.stream.pack import pack_with
+from geoloc_batch.stream.packing.config import PackConfig
+from geoloc_batch.train.commands import train
+from geoloc_batch.train.config import TrainConfig
 
-Floats = NDArray[np.float64]
-
-RESOLUTION = 2
 NUM_SHARDS = 8
-TEST_SHARE = 0.2
 MIN_PLACES = 50
+# For a few thousand places and an encoder that has learned nothing.
+TRAINING = {"loss": "ce", "batch_size": 256, "lr": 0.01, "weight_decay": 0.05, "epochs": 40}
 _MARK = "demo.json"
-_MADE = ("photos", "photos.csv", "shards", "emb", "head", "pred", "figure.png", _MARK)
+_MADE = ("photos", "photos.csv", "shards", "emb", "cells.json", "head", "pred", "scores", "figure.png", _MARK)
+
+_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+    "pack": (PackConfig, pack_with),
+    "embed": (EmbedConfig, embed),
+    "cells build h3": (H3Config, lambda config: build(config, read_positions)),
+    "train": (TrainConfig, train),
+    "predict": (PredictConfig, predict),
+    "evaluate": (EvaluateConfig, evaluate),
+}
 
 
 @dataclass(slots=True)
-class _Clock:
-    """Seconds of each step, and what is said meanwhile."""
+class _Steps:
+    """The commands, each said before it runs, and the seconds that they took."""
 
     say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def step(self, name: str, words: str) -> Iterator[None]:
-        self.say(words)
+    def run(self, command: str, positional: tuple[str, str] | None = None, /, **flags: Any) -> Any:
+        """Run one command as the command line would; `positional` is what stands without its name, with its name."""
+        kind, function = _COMMANDS[command]
+        words = [command, *positional[1:]] if positional else [command]
+        words += [f"--{name.replace('_', '-')} {value}" for name, value in flags.items()]
+        self.say(f"geoloc {' '.join(words)}")
+        given: Mapping[str, Any] = {**({positional[0]: positional[1]} if positional else {}), **flags}
+        return self.timed(command.split()[0], lambda: function(from_flat(kind, given)))
+
+    def timed(self, name: str, function: Callable[[], Any]) -> Any:
+        """Call it and note its time."""
         start = time.monotonic()
-        yield
+        result = function()
         self.seconds[name] = round(time.monotonic() - start, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    """The embeddings of all photos, with where they are from."""
-
-    feature_ND: NDArray[np.float32]
-    place_N: NDArray[np.int64]
-    point_deg_N2: Floats
+        return result
 
 
 def run_demo(
@@ -77,14 +84,14 @@ def run_demo(
 
     Args:
         out: folder for all that is made; what an earlier demo made there is replaced.
-        num_places: P; each is photographed towards four headings.
-        seed: of places, photos and head.
+        num_places: each is photographed towards four headings.
+        seed: of places, photos, split and head.
         say: gets a line for each step and the table at the end.
 
     Returns:
         images, images_per_second (of embedding), top1 (share of test places in their cell), median_km of test places,
-        photo_median_km (the same photo by photo), guess_km (median of naming the commonest cell), better
-        (guess_km / median_km), seconds by step, out.
+        guess_km (median of naming the commonest cell), better (guess_km / median_km), cells, test_places, seconds by
+        step, out.
 
     Raises:
         ConfigError: num_places is too small.
@@ -93,36 +100,37 @@ def run_demo(
     if num_places < MIN_PLACES:
         raise ConfigError(f"--places must be at least {MIN_PLACES}, got {num_places}")
     folder = _cleared(Path(out))
-    clock = _Clock(say)
     start = time.monotonic()
-    with clock.step("draw", f"drawing {num_places} places x {len(HEADINGS)} headings"):
-        places = make_places(num_places, seed)
-        table, _ = make_photos(folder, places, seed=seed)
-    with clock.step("pack", f"geoloc pack {table} --out {folder / 'shards'}"):
-        pack(table, folder / "shards", shard_photos=-(-num_places * len(HEADINGS) // NUM_SHARDS))
-    with clock.step("embed", f"geoloc embed {folder / 'shards'} --out {folder / 'emb'} --encoder demo"):
-        shards, emb = str(folder / "shards"), str(folder / "emb")
-        embedded = embed(from_flat(EmbedConfig, {"shards": shards, "out": emb, "encoder": "demo"}))
-    photos = _read(folder / "emb")
-    is_test_P = np.random.default_rng([seed, 9]).permutation(num_places) < TEST_SHARE * num_places
-    with clock.step("head", "building H3 cells and training a head on the embeddings of the training places"):
-        encoder_sha256 = str(read_config(folder / "emb")["encoder_sha256"])
-        cells = _make_head(folder / "head", photos, is_test_P, encoder_sha256, seed)
-    head = ["--head", str(folder / "head" / "best.pt"), "--cells", str(folder / "head" / "geocell_info.json")]
-    with clock.step("predict", f"geoloc predict --from-embeddings {emb} --out {folder / 'pred'} {' '.join(head)}"):
-        flags = {"from_embeddings": emb, "out": str(folder / "pred"), "head": head[1], "cells": head[3]}
-        predict(from_flat(PredictConfig, flags))
-    metrics = _measure(folder, photos, is_test_P, cells)
-    seconds = {**clock.seconds, "all": round(time.monotonic() - start, 1)}
+    steps = _Steps(say)
+    say(f"drawing {num_places} places x {len(HEADINGS)} headings")
+    table, _ = steps.timed("draw", lambda: make_photos(folder, make_places(num_places, seed), seed=seed))
+    shards, emb, cells, head, pred, scores = (
+        str(folder / name) for name in ("shards", "emb", "cells.json", "head", "pred", "scores")
+    )
+    shard_photos = -(-num_places * len(HEADINGS) // NUM_SHARDS)
+    steps.run("pack", ("sources", str(table)), out=shards, shard_photos=shard_photos)
+    embedded = steps.run("embed", ("shards", shards), out=emb, encoder="demo")
+    steps.run("cells build h3", ("points", emb), out=cells, res=2)
+    places = {"group_by": "location"}
+    steps.run("train", ("embeddings", emb), cells=cells, out=head, **places, **TRAINING, split_seed=seed, seed=seed)
+    steps.run("predict", from_embeddings=emb, out=pred, head=f"{head}/best.pt", **places)
+    scored = steps.run("evaluate", ("predictions", pred), truth=f"{head}/splits.parquet", split="test", out=scores)
+    guess_km = _draw(folder)
+    metrics = scored.metrics
     result = {
         "images": embedded.rows,
         "images_per_second": embedded.images_per_second,
-        **metrics,
-        "seconds": seconds,
+        "top1": round(metrics.top_1 / 100, 4),
+        "median_km": round(metrics.median_km, 1),
+        "guess_km": round(guess_km, 1),
+        "better": round(guess_km / metrics.median_km, 2),
+        "cells": len(load_partition(cells)),
+        "test_places": metrics.rows,
+        "seconds": {**steps.seconds, "all": round(time.monotonic() - start, 1)},
         "out": str(out),
     }
     (folder / _MARK).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    say(_table(result, len(cells), int(is_test_P.sum())))
+    say(_table(result))
     return result
 
 
@@ -147,77 +155,36 @@ def _cleared(folder: Path) -> Path:
     return folder
 
 
-def _read(emb: Path) -> _Embedded:
-    pairs = [read_features(unit.source) for unit in plan_embeddings(emb)]
-    table = pa.concat_tables([pair.table.select(["location", "lat", "lon"]) for pair in pairs])
-    return _Embedded(
-        feature_ND=np.concatenate([pair.features_ND for pair in pairs]),
-        place_N=table["location"].to_numpy().astype(np.int64),
-        point_deg_N2=np.stack([table["lat"].to_numpy(), table["lon"].to_numpy()], axis=1),
+def _draw(folder: Path) -> float:
+    """The figure of the test places. Gives the median error, in km, of naming the commonest cell for each."""
+    rows = pq.read_table(folder / "scores" / "rows.parquet")
+    true_deg_N2, found_deg_N2 = (
+        np.stack([rows[lat].to_numpy(), rows[lon].to_numpy()], axis=1)
+        for lat, lon in (("true_lat", "true_lon"), ("lat", "lon"))
     )
+    guess_km_N = haversine_km(true_deg_N2, _commonest_cell(folder))
+    draw_figure(folder / "figure.png", true_deg_N2, found_deg_N2, rows["distance_km"].to_numpy(), guess_km_N)
+    return float(np.median(guess_km_N))
 
 
-def _make_head(
-    folder: Path, photos: _Embedded, is_test_P: NDArray[np.bool_], encoder_sha256: str, seed: int
-) -> Partition:
-    """Cells and a head from the training places alone; the test places have a hand in neither."""
-    is_train_N = ~is_test_P[photos.place_N]
-    cells, cell_N = build_h3(photos.point_deg_N2[is_train_N], RESOLUTION)
-    state = train_head(photos.feature_ND[is_train_N], cell_N, len(cells), seed=seed)
-    folder.mkdir()
-    cells.save(folder / "geocell_info.json")
-    remarks = {"tap": "pooled", "encoder_sha256": encoder_sha256, "partition_fingerprint": cells.fingerprint}
-    save_head(folder / "best.pt", state, remarks=remarks)
-    return cells
+def _commonest_cell(folder: Path) -> NDArray[np.float64]:
+    """[2] the centroid of the cell with most training places."""
+    splits = pq.read_table(folder / "head" / "splits.parquet", filters=[("split", "=", "train")])
+    cells, counts = np.unique(splits["cell"].to_numpy(), return_counts=True)
+    partition = load_partition(folder / "head" / "geocell_info.json")
+    centroid: NDArray[np.float64] = partition.centroids_of(cells[[counts.argmax()]].astype(np.int64))[0]
+    return centroid
 
 
-def _measure(folder: Path, photos: _Embedded, is_test_P: NDArray[np.bool_], cells: Partition) -> dict[str, Any]:
-    """Errors of the test places, each from the mean of its photos' features, and of the commonest cell."""
-    num_places = len(is_test_P)
-    count_P = np.bincount(photos.place_N, minlength=num_places)
-    sum_PD = np.zeros((num_places, photos.feature_ND.shape[1]))
-    np.add.at(sum_PD, photos.place_N, photos.feature_ND)
-    first_P = np.unique(photos.place_N, return_index=True)[1]
-    point_P2 = photos.point_deg_N2[first_P]
-    import torch
-
-    head = load_head(folder / "head" / "best.pt", cells)
-    fused = torch.from_numpy((sum_PD / count_P[:, None]).astype(np.float32))[torch.from_numpy(is_test_P)]
-    located = head.locate(fused)
-    truth_T2 = point_P2[is_test_P]
-    error_T = haversine_km(truth_T2, located.position_deg)
-    cell_of_all = cells.assign(point_P2[:, 0], point_P2[:, 1])
-    commonest = np.bincount(cell_of_all[~is_test_P], minlength=len(cells)).argmax()
-    guess_T = haversine_km(truth_T2, np.broadcast_to(cells.centroids_deg[commonest], truth_T2.shape))
-    draw_figure(folder / "figure.png", truth_T2, located.position_deg, error_T, guess_T)
-    return {
-        "top1": round(float((located.topk_cell[:, 0] == cell_of_all[is_test_P]).mean()), 4),
-        "median_km": round(float(np.median(error_T)), 1),
-        "photo_median_km": round(_photo_median_km(folder / "pred", is_test_P), 1),
-        "guess_km": round(float(np.median(guess_T)), 1),
-        "better": round(float(np.median(guess_T) / np.median(error_T)), 2),
-    }
-
-
-def _photo_median_km(pred: Path, is_test_P: NDArray[np.bool_]) -> float:
-    """The median error of the test places' photos, from the files that predict wrote."""
-    columns = ["lat", "lon", "meta_lat", "meta_lon", "meta_location"]
-    table = pa.concat_tables([pq.read_table(path, columns=columns) for path in sorted(pred.glob("predictions/*"))])
-    lat, lon, true_lat, true_lon, place = (table[name].to_numpy() for name in columns)
-    is_test_N = is_test_P[place.astype(np.int64)]
-    error_N = haversine_km(np.stack([true_lat, true_lon], axis=1), np.stack([lat, lon], axis=1))
-    return float(np.median(error_N[is_test_N]))
-
-
-def _table(result: dict[str, Any], num_cells: int, num_test: int) -> str:
+def _table(result: Mapping[str, Any]) -> str:
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
     return "\n".join(
         [
             f"{result['images']} photos embedded, {result['images_per_second']:.0f} a second; {seconds}",
-            f"{num_test} places that the head has never seen, {num_cells} cells, four photos a place:",
+            f"{result['test_places']} places that the head has never seen, {len(HEADINGS)} photos of each, "
+            f"{result['cells']} cells:",
             f"  in the right cell          {result['top1']:8.1%}",
             f"  median error               {result['median_km']:8.0f} km",
-            f"  of a single photo          {result['photo_median_km']:8.0f} km",
             f"  of the commonest cell      {result['guess_km']:8.0f} km   ({result['better']:.1f} times as far)",
             f"figure: {result['out']}/figure.png",
         ]

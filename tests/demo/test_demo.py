@@ -11,7 +11,6 @@ from PIL import Image
 
 from geoloc_batch.cli import main
 from geoloc_batch.demo.photos import HEADINGS, make_photos
-from geoloc_batch.demo.training import train_head
 from geoloc_batch.demo.world import looks_of, make_places
 
 
@@ -55,25 +54,16 @@ def test_the_table_names_each_photo_with_its_place(tmp_path: Path) -> None:
         assert photo.size == (32, 32)
 
 
-def test_the_head_learns_what_little_the_features_tell() -> None:
-    rng = np.random.default_rng(0)
-    cell_N = rng.integers(0, 5, 2000)
-    feature_ND = (10 + rng.normal(0, 1, (2000, 16))).astype(np.float32)
-    feature_ND[np.arange(2000), cell_N] += 4
-    state = train_head(feature_ND, cell_N, 5)
-    normed = (feature_ND - feature_ND.mean(1, keepdims=True)) / feature_ND.std(1, keepdims=True)
-    normed = normed * state["head.0.weight"].numpy() + state["head.0.bias"].numpy()
-    logits = normed @ state["head.2.weight"].numpy().T + state["head.2.bias"].numpy()
-    assert (logits.argmax(1) == cell_N).mean() > 0.9
-
-
 def test_the_demo_beats_the_commonest_cell_and_may_be_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "demo"
     arguments = ["demo", "--out", str(out), "--places", "500"]
     assert main(arguments) == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line.split()[1] for line in lines if line.startswith("geoloc ")]
+    assert commands == ["pack", "embed", "cells", "train", "predict", "evaluate"]
+    first = json.loads(lines[-1])
     assert first["images"] == 2000
     assert first["better"] == pytest.approx(first["guess_km"] / first["median_km"], abs=0.01)
     assert first["better"] > 2
@@ -81,6 +71,11 @@ def test_the_demo_beats_the_commonest_cell_and_may_be_run_again(
         assert figure.size[0] > 1000
     assert main(["verify", str(out / "emb")]) == 0
     assert main(["verify", str(out / "pred")]) == 0
+    evaluated = json.loads((out / "scores" / "metrics.json").read_text())
+    assert (evaluated["rows"], evaluated["median_km"]) == (
+        first["test_places"],
+        pytest.approx(first["median_km"], abs=0.05),
+    )
     capsys.readouterr()
     assert main([*arguments, "--places", "60"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 240
