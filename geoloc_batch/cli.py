@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 import tyro
-from tyro.conf import OmitArgPrefixes, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from geoloc_batch.errors import (
     EXIT_FAILED,
@@ -23,6 +26,9 @@ from geoloc_batch.flags import defaults_from_toml
 from geoloc_batch.verbs import COMMANDS
 
 _HELP = {"-h", "--help"}
+_help_rules = ConstructorRegistry()
+_PLAIN = "as tyro has it"
+_POSITIONAL = get_args(Positional[str])[-1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("geoloc_batch").setLevel(logging.INFO)
+    # It brings a handler of its own, beside which ours would print all of its warnings once more.
+    logging.getLogger("huggingface_hub").propagate = False
     if arguments == ["--version"]:
         from geoloc_batch import __version__
 
@@ -68,9 +76,33 @@ def _run(command: str, arguments: list[str]) -> int:
         prog=f"geoloc {command}",
         default=default,
         config=(OmitArgPrefixes, UseAppendAction),
+        registry=_help_rules,
         description=f"{kind.__doc__}\n\nFlags may also stand in a TOML file: --config FILE. Flags given here win.",
     )
     return function(config)
+
+
+@_help_rules.struct_rule
+def _flowing(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Settings as tyro reads them, but their docstrings without its breaks where a source line ends."""
+    if not dataclasses.is_dataclass(info.type) or _PLAIN in info.markers:
+        return None
+    plain = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, _PLAIN)))
+    assert isinstance(plain, StructConstructorSpec)
+    return dataclasses.replace(plain, fields=tuple(map(_flowing_field, plain.fields)))
+
+
+def _flowing_field(field: StructFieldSpec) -> StructFieldSpec:
+    told = field.helptext
+
+    def flowing() -> str | None:
+        text = told() if callable(told) else told
+        return text and " ".join(text.split())
+
+    # "(default: )" says nothing: the docstring tells what happens without the flag.
+    is_empty = field.default == "" or (field.default == () and _POSITIONAL in get_args(field.type))
+    kind: Any = Annotated[field.type, arg(help_behavior_hint="")] if is_empty else field.type
+    return dataclasses.replace(field, helptext=flowing, type=kind)
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:

@@ -10,7 +10,7 @@ import locate_samples as samples
 
 from geoloc_batch.errors import HubError
 from geoloc_batch.locate.config import LocateConfig
-from geoloc_batch.locate.factory import build_locators
+from geoloc_batch.locate.factory import Features, build_locators
 from geoloc_batch.locate.locator import Locator
 
 PUBLISHED = "lebfla11/streetview-eu-geocell-heads"
@@ -39,6 +39,7 @@ def build(
     dim: int = 5,
     tap: str = "pooled",
     sha256: str | None = None,
+    features: Features = "encoder",
     **options: Any,
 ) -> list[Locator]:
     def no_hub(repo: str, filename: str) -> Path:
@@ -46,7 +47,15 @@ def build(
 
     config = LocateConfig(head=tuple(map(str, heads)), cells=tuple(map(str, cells)), **options)
     fetch = hub.fetch if hub else no_hub
-    return build_locators(config, encoder_dim=dim, encoder_tap=tap, encoder_sha256=sha256, device="cpu", fetch=fetch)
+    return build_locators(
+        config,
+        encoder_dim=dim,
+        encoder_tap=tap,
+        encoder_sha256=sha256,
+        device="cpu",
+        fetch=fetch,
+        features=features,
+    )
 
 
 def names(heads: Sequence[object], cells: Sequence[object] = (), **options: Any) -> list[str]:

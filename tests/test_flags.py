@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,36 @@ def test_every_flag_has_its_docstring_in_the_help(capsys: pytest.CaptureFixture[
         for flag in flag_names(kind):
             positional = flag.upper() in text
             assert positional or f"--{flag.replace('_', '-')}" in text, f"{command}: {flag}"
+
+
+def test_help_breaks_lines_only_where_they_are_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command, (kind, _) in cli.COMMANDS.items():
+        if not flag_names(kind):
+            continue
+        with pytest.raises(SystemExit):
+            cli.main([*command.split(), "--help"])
+        text = capsys.readouterr().out
+        assert "(default: )" not in text
+        assert "(default: '')" not in text
+        lines = text.replace("│", " ").splitlines()
+        column = next(line.index("show this help") for line in lines if line.strip().startswith("-h"))
+        for line, following in itertools.pairwise(lines):
+            if line.strip() and following.strip() and not (line[:column] + following[:column]).strip():
+                word = following.split()[0]
+                # A box takes two columns of the 80.
+                assert len(line.rstrip()) + 1 + len(word) >= 78, f"{command}: {line.strip()} | {word}"
+
+
+def test_a_warning_of_the_hubs_library_is_printed_once() -> None:
+    code = (
+        "from geoloc_batch.cli import main; main(['--version']); import huggingface_hub.utils.logging as hub;"
+        "hub.get_logger('huggingface_hub.file_download').warning('no answer')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["no answer"]
 
 
 @pytest.mark.parametrize("given", ["~/x", "./~", "~"])

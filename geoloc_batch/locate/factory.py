@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -23,6 +23,31 @@ from geoloc_batch.model.hub import commit_of
 
 log = logging.getLogger(__name__)
 
+Features: TypeAlias = Literal["encoder", "stored", "foreign"]
+"""Whence features come: an encoder, embeddings of ours, or embeddings of which only the user says what they are."""
+
+
+class _Remedies(NamedTuple):
+    """What is said of features that do not fit a head, and what helps."""
+
+    gives: str
+    other_tap: str
+    other_encoder: str
+
+
+_AGAIN = "embed the photos again with the encoder the head was trained on"
+_REMEDIES: dict[Features, _Remedies] = {
+    "encoder": _Remedies(
+        "the encoder gives", "pass --tap {tap}", "give the encoder the head was trained on (--encoder)"
+    ),
+    "stored": _Remedies("the stored embeddings are", "embed the photos again with --tap {tap}", _AGAIN),
+    "foreign": _Remedies(
+        "the stored embeddings are taken for",
+        "pass --tap {tap} if that is what they are, else embed the photos again with it",
+        _AGAIN,
+    ),
+}
+
 
 def build_locators(
     config: LocateConfig,
@@ -32,6 +57,7 @@ def build_locators(
     encoder_sha256: str | None,
     device: str | torch.device,
     fetch: Fetch,
+    features: Features = "encoder",
 ) -> list[Locator]:
     """The locators that `config` asks for, on `device`, each with a name of its own: with `combine` a single one.
 
@@ -42,6 +68,7 @@ def build_locators(
         encoder_sha256: of the encoder's weights, None where it is not known.
         device: where the features will be.
         fetch: brings one file from the hub; called for hf: paths only.
+        features: whence they come, which decides what helps where they do not fit a head.
 
     Raises:
         ConfigError: a name cannot be or stands twice, or a head has no cells.
@@ -58,7 +85,7 @@ def build_locators(
     for request in requests:
         path = local_head(request, fetch)
         head = read_head(path)
-        _check_encoder(head, encoder_dim, encoder_tap, encoder_sha256)
+        _check_encoder(head, encoder_dim, encoder_tap, encoder_sha256, _REMEDIES[features])
         if request.cells not in partitions:
             partitions[request.cells] = load_partition(local_cells(request, fetch))
         locator = HeadLocator(
@@ -113,14 +140,14 @@ def _tell(request: Request, path: Path, locator: HeadLocator) -> None:
         )
 
 
-def _check_encoder(head: Head, dim: int, tap: str, sha256: str | None) -> None:
+def _check_encoder(head: Head, dim: int, tap: str, sha256: str | None, remedies: _Remedies) -> None:
     if head.tap != tap or head.dim != dim:
-        remedy = f"pass --tap {head.tap}" if head.tap != tap else "give the encoder the head was trained on (--encoder)"
+        remedy = remedies.other_tap.format(tap=head.tap) if head.tap != tap else remedies.other_encoder
         raise HeadError(
-            f"{head.path} expects {head.dim} {head.tap} features, the encoder gives {dim} {tap} ones; {remedy}"
+            f"{head.path} expects {head.dim} {head.tap} features, {remedies.gives} {dim} {tap} ones; {remedy}"
         )
     if sha256 is not None and head.encoder_sha256 not in (None, sha256):
         raise HeadError(
             f"{head.path} was trained on the encoder with sha256 {str(head.encoder_sha256)[:12]}, this one has "
-            f"{sha256[:12]}; give the encoder the head was trained on (--encoder)"
+            f"{sha256[:12]}; {remedies.other_encoder}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, ConfigError, OutputError
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.locate.requests import find_requests
+from geoloc_batch.model.config import STREETCLIP
 from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.records import Unit
 from geoloc_batch.run.command import read_command, record_command
@@ -51,7 +52,12 @@ def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
         inputs: what the shards were packed from, where that was done on the fly; pinned with the config.
     """
     if not config.out:
+        # A photo that is misspelt needs no --out: what is absent is told first.
+        expand_shards(config.shards)
         raise OutputError("--out is missing: name the folder for the predictions")
+    # Of an encoder that is the default one nobody knows whether it was given, and nothing is lost.
+    if config.from_embeddings and config.encoder.encoder != STREETCLIP:
+        raise ConfigError(f"--encoder {config.encoder.encoder} has no part in --from-embeddings; leave it out")
     with StopSignal() as stop:
         if config.from_embeddings:
             return predict_stored(config, stop)
@@ -80,6 +86,8 @@ def retry(config: RetryConfig) -> Summary:
 def _moved(command: EmbedConfig | PredictConfig, config: RetryConfig) -> EmbedConfig | PredictConfig:
     """The command with its parts where the user says that they are now."""
     if config.encoder:
+        if isinstance(command, PredictConfig) and command.from_embeddings:
+            raise ConfigError(f"{config.out} was made from stored embeddings, without an encoder; leave out --encoder")
         command = dataclasses.replace(command, encoder=dataclasses.replace(command.encoder, encoder=config.encoder))
     if isinstance(command, PredictConfig):
         locate = command.locate

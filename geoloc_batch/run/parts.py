@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from geoloc_batch.locate.config import LocateConfig
-from geoloc_batch.locate.factory import build_locators
+from geoloc_batch.locate.factory import Features, build_locators
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.model.hub import fetch
 from geoloc_batch.run.config import RunConfig
@@ -18,13 +18,24 @@ SCHEMA_VERSION = 1
 
 
 def locators_of(
-    config: LocateConfig | None, dim: int, tap: str, encoder_sha256: str | None, device: torch.device
+    config: LocateConfig | None,
+    dim: int,
+    tap: str,
+    encoder_sha256: str | None,
+    device: torch.device,
+    features: Features = "encoder",
 ) -> list[Locator]:
     """The locators of a run whose features are such; none where nothing is located."""
     if config is None:
         return []
     return build_locators(
-        config, encoder_dim=dim, encoder_tap=tap, encoder_sha256=encoder_sha256, device=device, fetch=fetch
+        config,
+        encoder_dim=dim,
+        encoder_tap=tap,
+        encoder_sha256=encoder_sha256,
+        device=device,
+        fetch=fetch,
+        features=features,
     )
 
 

@@ -11,13 +11,16 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, InputError, OutputError
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, ConfigError, InputError, OutputError
+from geoloc_batch.locate.requests import find_requests
 from geoloc_batch.run import jobs
 from geoloc_batch.run.config import PhotoPlace, PredictConfig, RetryConfig, Summary
 from geoloc_batch.store.pin import PACKED, refuse_foreign
@@ -33,6 +36,11 @@ _LISTING = "listing.json"
 def predict(config: PredictConfig) -> Summary:
     """Locate photos, or the photos of shards, whichever the inputs are; see geoloc_batch.run.jobs.predict."""
     photos = _photo_inputs(config.shards)
+    if photos and config.group_by:
+        raise ConfigError(
+            f"--group-by {config.group_by}: photos that are given as files have no json that names their location; "
+            f"pack them from a table with that column (geoloc pack TABLE --out SHARDS), then predict the shards"
+        )
     return _predict_photos(config, photos) if photos else jobs.predict(config)
 
 
@@ -56,9 +64,12 @@ def format_table(summary: Summary) -> str:
                 f"{place.photo:<{width}}  {place.lat:9.4f}  {place.lon:10.4f}  {place.prob:6.1%}  "
                 f"{place.spread_km:5.0f} km  {place.cell}  {place.head}".rstrip()
             )
-    more = summary.samples - len({place.photo for place in places})
+    # Not by their names: a photo may have been given twice.
+    per_head = Counter(place.head for place in places if not place.error)
+    more = summary.samples - sum(bool(place.error) for place in places) - max(per_head.values(), default=0)
     if more > 0:
-        lines.append(f"... and {more} more; all of them are in the predictions of --out")
+        remedy = "all of them are in the predictions of --out" if summary.out else "pass --out to keep all of them"
+        lines.append(f"... and {more} more; {remedy}")
     return "\n".join(lines)
 
 
@@ -66,19 +77,26 @@ def _photo_inputs(inputs: Sequence[str]) -> list[str]:
     """The photos and folders of photos that are meant, globs expanded; empty where shards are meant.
 
     Raises:
-        InputError: both kinds stand among them.
+        InputError: both kinds stand among them, one is empty or absent, or a glob of photos matches none.
     """
-    found: list[str] = []
+    photos: list[str] = []
+    others: list[str] = []
     for text in inputs:
+        if not text.strip():
+            raise InputError("a name among the inputs is empty; give photos, folders of photos, or tar shards")
         is_glob = not os.path.exists(text) and glob.has_magic(text) and ":" not in text
-        names = sorted(glob.glob(text, recursive=True)) if is_glob else [text]
-        photos = [name for name in names if _is_photo_input(name)]
-        if photos and len(photos) < len(names):
-            raise InputError(f"{text} matches photos and other files; give one kind per run")
-        found += photos
-        if bool(photos) != bool(found):
-            raise InputError(f"photos and shards stand together in {' '.join(inputs)}; give one kind per run")
-    return found
+        found = sorted(glob.glob(text, recursive=True)) if is_glob else [text]
+        for name in found or [text]:
+            (photos if _is_photo_input(name) else others).append(name)
+        if photos and not os.path.exists(photos[-1]):
+            fault = "does not exist; check the path" if found else "matches no photo; check the pattern and the folder"
+            raise InputError(f"{photos[-1]} {fault}")
+    if photos and others:
+        raise InputError(
+            f"{photos[0]} is a photo or a folder of photos, {others[0]} is not; give one kind per run: one command for "
+            f"the photos, one for the shards"
+        )
+    return photos
 
 
 def _is_photo_input(text: str) -> bool:
@@ -102,7 +120,9 @@ def _is_photo_name(name: str) -> bool:
 
 
 def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
-    """Pack, predict, and give the first MAX_SHOWN places. Without `out` nothing is kept."""
+    """Pack, predict, and give the places of the first MAX_SHOWN photos. Without `out` nothing is kept."""
+    # Before photos are packed: a head that is misspelt is told at once.
+    find_requests(config.locate)
     with _folder(config.out) as out:
         num_packed = _pack_once(photos, out)
         skipped = _skipped(out / PACKED)
@@ -112,7 +132,8 @@ def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
             encoder = dataclasses.replace(encoder, batch_size=min(_SMALL_BATCH, max(1, num_packed)))
         located = dataclasses.replace(config, shards=(str(out / PACKED),), out=str(out), encoder=encoder)
         summary = jobs.predict(located, inputs=[str(Path(text).absolute()) for text in photos])
-        places = itertools.islice(itertools.chain(_read_places(out), skipped), MAX_SHOWN)
+        told = itertools.chain(_read_errors(out), _read_places(out, MAX_SHOWN), ([place] for place in skipped))
+        places = itertools.chain.from_iterable(itertools.islice(told, MAX_SHOWN))
         return dataclasses.replace(_with_skipped(summary, skipped), out=config.out, places=tuple(places))
 
 
@@ -188,19 +209,37 @@ def _folder(out: str) -> Iterator[Path]:
         yield Path(folder) / "out"
 
 
-def _read_places(out: Path) -> Iterator[PhotoPlace]:
+def _read_errors(out: Path) -> Iterator[list[PhotoPlace]]:
     for path in sorted(out.glob("errors/*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            yield PhotoPlace(photo=row["key"], error=f"{row['stage']}: {row['message']}")
+            yield [PhotoPlace(photo=row["key"], error=f"{row['stage']}: {row['message']}")]
+
+
+def _read_places(out: Path, max_photos: int) -> Iterator[list[PhotoPlace]]:
+    """The first photos, each with what every head says of it."""
+    trees: dict[Path, list[Path]] = {}
     for path in sorted(out.glob("**/predictions/*.parquet")):
-        head = path.parents[1].relative_to(out).as_posix()
-        for row in pq.read_table(path).to_pylist():
-            yield PhotoPlace(
+        trees.setdefault(path.parents[1].relative_to(out), []).append(path)
+    photos: dict[tuple[str, int], list[PhotoPlace]] = {}
+    for tree, paths in trees.items():
+        for row in _first_rows(paths, max_photos):
+            place = PhotoPlace(
                 photo=str(row.get("meta_path") or row["key"]),
-                head="" if head == "." else head,
+                head="" if tree == Path() else tree.as_posix(),
                 lat=row["lat"],
                 lon=row["lon"],
                 cell=row["cell"],
                 prob=row["prob"],
                 spread_km=row["spread_km"],
             )
+            photos.setdefault((row["shard"], row["row"]), []).append(place)
+    yield from photos.values()
+
+
+def _first_rows(paths: Sequence[Path], max_rows: int) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        rows = pq.read_table(path).slice(0, max_rows).to_pylist()
+        yield from rows
+        max_rows -= len(rows)
+        if not max_rows:
+            return

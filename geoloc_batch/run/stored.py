@@ -45,7 +45,14 @@ def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None 
         # A location may be there by half: nothing of it may be published.
         log.warning(_HALF_THERE, folder, origin.num_missing)
         return _nothing_yet(config)
-    locators = locators_of(config.locate, origin.dim, origin.tap, origin.encoder_sha256, worker.device)
+    locators = locators_of(
+        config.locate,
+        origin.dim,
+        origin.tap,
+        origin.encoder_sha256,
+        worker.device,
+        features="stored" if origin.encoder_sha256 else "foreign",
+    )
     pinned = {
         **pinned_of(config.run, config.locate, locators, embeddings=False, group_by=config.group_by),
         "encoder_sha256": origin.encoder_sha256,

@@ -219,6 +219,15 @@ def test_cells_that_are_not_there_or_broken_are_refused(tmp_path: Path) -> None:
             r"expects 5 pooled features, the encoder gives 6 pooled ones; give the encoder the head was trained",
         ),
         ({"dim": 6, "tap": "projected"}, r"the encoder gives 6 projected ones; pass --tap pooled"),
+        (
+            {"tap": "projected", "features": "stored"},
+            r"the stored embeddings are 5 projected ones; embed the photos again with --tap pooled$",
+        ),
+        ({"dim": 6, "features": "stored"}, r"embed the photos again with the encoder the head was trained on$"),
+        (
+            {"tap": "projected", "features": "foreign"},
+            r"taken for 5 projected ones; pass --tap pooled if that is what they are, else embed the photos again",
+        ),
     ],
 )
 def test_features_of_another_tap_or_width_are_refused(tmp_path: Path, encoder: dict[str, Any], words: str) -> None:

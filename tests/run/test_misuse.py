@@ -79,6 +79,25 @@ def test_a_head_for_other_features_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+def test_of_stored_embeddings_only_what_helps_is_said(
+    world: World, geoloc: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    emb, shard = tmp_path / "emb", world.shards / "000002.tar"
+    assert geoloc("embed", shard, "--out", emb, "--tap", "projected", *world.encoder_flags)[0] == 0
+    stored = ["predict", "--from-embeddings", str(emb), "--out", str(tmp_path / "out"), *world.head_flags]
+
+    assert main([*stored, "--tap", "pooled"]) == 2
+    assert "the stored embeddings are 32 projected ones; embed the photos again with --tap pooled" in (
+        capsys.readouterr().err
+    )
+    assert main([*stored, *world.encoder_flags]) == 2
+    assert "has no part in --from-embeddings; leave it out" in capsys.readouterr().err
+    (emb / "run.json").unlink()
+    assert main([*stored, "--tap", "projected"]) == 2
+    assert "pass --tap pooled if that is what they are" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_may_move_between_two_runs(world: World, geoloc: Callable[..., Any], tmp_path: Path) -> None:
     flags = ["--out", tmp_path / "out", *world.encoder_flags]
     assert geoloc("predict", world.shards, *flags, *world.head_flags)[0] == 0
@@ -128,6 +147,8 @@ def test_the_verbs_are_python_functions_too(world: World, tmp_path: Path) -> Non
     located = head.locate(features)
     assert located.topk_cell.shape == (2, 3)
     np.testing.assert_array_equal(located.topk_cell[0], located.topk_cell[1])
+    with pytest.raises(geoloc_batch.errors.ConfigError, match="stored embeddings, without an encoder; leave out"):
+        geoloc_batch.retry(tmp_path / "pred", encoder="demo")
     with pytest.raises(geoloc_batch.errors.ConfigError, match="did you mean top_k"):
         geoloc_batch.predict(world.shards, out=tmp_path / "x", topk=3)
 

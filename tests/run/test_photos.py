@@ -10,6 +10,7 @@ from small_world import World, draw_jpeg, make_head, make_shards, predictions
 
 import geoloc_batch
 from geoloc_batch.cli import main
+from geoloc_batch.run import photos as locating
 from geoloc_batch.stream import pack as packing
 
 
@@ -59,11 +60,56 @@ def test_photos_and_shards_are_told_apart_or_refused(
     out = ["--out", str(tmp_path / "out")]
     assert main(["predict", f"pipe:cat {shard}; echo >/dev/null a.jpg", *out, *flags]) == 0
     assert last_json(capsys)["rows"] == 2
-    assert main(["predict", str(photos), str(shard), *flags]) == 2
-    assert "one kind per run" in capsys.readouterr().err
+    for inputs in ([str(photos), str(shard)], [str(shard), str(photos)], [f"{photos}/*.jpg", str(shard.parent)]):
+        assert main(["predict", *inputs, *flags, *out]) == 2
+        message = capsys.readouterr().err
+        assert "one command for the photos, one for the shards" in message
+        assert str(photos) in message
+        assert str(shard.parent) in message
     (photos / "000000.tar").write_bytes(shard.read_bytes())
     assert main(["predict", str(photos), *flags]) == 2
     assert "holds shards (000000.tar) and photos" in capsys.readouterr().err
+
+
+def test_a_long_table_is_cut_after_photos_and_shows_every_head_of_each(
+    photos: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, _ = make_head(tmp_path / "other", dim=192, seed=1)
+    monkeypatch.setattr(locating, "MAX_SHOWN", 2)
+    assert main(["predict", str(photos), *flags, "--head", str(other), "--out", str(tmp_path / "out")]) == 0
+    _, *rows, more, _ = capsys.readouterr().out.splitlines()
+    shown = [(Path(row.split()[0]).name, row.split()[-1]) for row in rows]
+    heads = [shown[0][1], "other"]
+    assert shown == [(name, head) for name in ("a.jpg", "b.jpg") for head in heads]
+    assert more == "... and 1 more; all of them are in the predictions of --out"
+    assert main(["predict", str(photos), *flags]) == 0
+    assert "... and 1 more; pass --out to keep all of them" in capsys.readouterr().out
+
+
+def test_a_photo_that_is_given_twice_counts_twice(
+    photos: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", *[str(photos / "a.jpg")] * 2, *flags]) == 0
+    _, first, second, _ = capsys.readouterr().out.splitlines()
+    assert "a.jpg" in first
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", "a name among the inputs is empty; give photos"),
+        ("README", "README does not exist"),
+        ("gone.jpg", "gone.jpg does not exist"),
+        ("gone-*.jpg", "gone-*.jpg matches no photo"),
+    ],
+)
+def test_what_is_not_there_is_told_before_a_missing_out(
+    given: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", given]) == 2
+    assert f"error: {words}" in capsys.readouterr().err
 
 
 def test_photos_added_since_they_were_packed_are_not_ignored_in_silence(
