@@ -14,6 +14,8 @@ from geoloc_batch.errors import ConfigError
 from geoloc_batch.flags import from_flat
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from geoloc_batch.evaluate.evaluation import Evaluation
     from geoloc_batch.locate.head import HeadLocator
     from geoloc_batch.model.encoder import Encoder
@@ -192,6 +194,13 @@ def train_head(embeddings: Paths, *, cells: Paths, out: str | Path, **flags: Any
 
     given = {"embeddings": _texts(embeddings), "cells": _texts(cells), "out": str(out)}
     return run_train(from_flat(TrainConfig, {**given, **flags}))
+
+
+def read_tables(folder: str | Path) -> pa.Table:
+    """All tables of OUT/predictions, OUT/metadata or OUT/errors as one; see geoloc_batch.store.tables.read_tables."""
+    from geoloc_batch.store.tables import read_tables as read
+
+    return read(folder)
 
 
 def verify(out: str | Path) -> Verification:
