@@ -103,16 +103,17 @@ class CombinedLocator:
 
     def joined(self, logits: Sequence[Tensor]) -> Tensor:
         """[B, C] sums of the heads' log-probabilities of each cell's parents."""
-        parts = [
-            logit_BH.log_softmax(dim=-1)[:, rows_C] for logit_BH, rows_C in zip(logits, self._parents, strict=True)
-        ]
-        return torch.stack(parts).sum(dim=0)
+        total_BC = torch.zeros(())
+        for logit_BH, rows_C in zip(logits, self._parents, strict=True):
+            # In float64: sums of large logarithms would cost the probabilities digits, others by each order of heads.
+            total_BC = logit_BH.double().log_softmax(dim=-1)[:, rows_C] + total_BC.to(logit_BH.device)
+        return (total_BC - total_BC.amax(dim=-1, keepdim=True)).float()
 
 
 def parent_rows(fine: Partition, coarse: Partition) -> NDArray[np.int64]:
     """The cell of a coarser partition that each cell is part of.
 
-    Those that `fine` names as its parents, where they are the cells of `coarse`; else the cell that holds the centroid,
+    Those that `fine` names as its parents, where they are cells of `coarse`; else the cell that holds the centroid,
     or, where `coarse` has no shape that does, the one with the nearest centroid.
 
     Args:
@@ -125,10 +126,11 @@ def parent_rows(fine: Partition, coarse: Partition) -> NDArray[np.int64]:
     if fine == coarse:
         return np.arange(len(fine))
     found = coarse.assign(*fine.centroids_deg.T)
-    if fine.parents is not None and np.array_equal(np.unique(fine.parents), coarse.ids):
+    if fine.parents is not None and np.isin(fine.parents, coarse.ids).all():
         share = float((fine.parents == found).mean())
         if share > _MIN_AGREEMENT:
             found = fine.parents
+            log.info("the parents that %s names are cells of %s: taken as given", fine.source, coarse.source)
         else:
             log.warning(
                 "%s names parents with the ids of %s, but only %.0f %% of its cells lie in them: the cells that hold "

@@ -55,7 +55,10 @@ class HeadsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertHeadConfig:
-    """Write a head's tensors, and what is known of it, as .safetensors or as a best.pt like the published ones."""
+    """Write a head's tensors, and what is known of it, as .safetensors or as a best.pt like the published ones.
+
+    Tensors are written as float32, which is what heads compute in.
+    """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
     """The head: a file, the short name of a published one, or hf:OWNER/REPO/PATH."""

@@ -89,9 +89,15 @@ def load_pickle(data: bytes, path: Path, *, trust: bool = False) -> object:
                 "author for safetensors; `geoloc heads convert FILE NEW.safetensors --trust` executes it: only where "
                 "you trust who made it"
             ) from None
-        raise HeadError(
-            f"{path} is no whole PyTorch checkpoint ({_reason(error)}); fetch or copy the file again"
-        ) from None
+        raise HeadError(f"{path} is no whole PyTorch checkpoint ({_reason(error)}); {copy_again(path)}") from None
+
+
+def copy_again(path: Path) -> str:
+    """What helps where a file is broken."""
+    if any(part.startswith("models--") for part in path.parts):
+        # The name in the hub's cache is a link: without its target the hub library loads the file anew.
+        return f"it lies in the hub's cache: remove {path.resolve()}, then run the same command again"
+    return "fetch or copy the file again"
 
 
 def _executed(data: bytes, path: Path) -> object:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from geoloc_batch.errors import HeadError
 from geoloc_batch.geo.formats import in_one_move
-from geoloc_batch.locate.harmless import load_pickle
+from geoloc_batch.locate.harmless import copy_again, load_pickle
 
 TENSORS = ("head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias")
 """LayerNorm's scale and shift, the linear layer's weight and bias. Position 1 is the dropout, which has no weights."""
@@ -86,8 +86,9 @@ def read_head(path: str | Path, *, trust: bool = False) -> Head:
 
     Args:
         path: a best.pt ({"model": {"head.0.weight", ...}, ...}) or a bare state dict as torch.save writes them, or
-            a .safetensors file with the same names. Tap, encoder_sha256, partition_fingerprint, position and fusion are
-            looked for in the file (safetensors' metadata, best.pt's "head"), then in a head.json beside it.
+            a .safetensors file with the same names. Tap, encoder_sha256 and partition_fingerprint are looked for in the
+            file (safetensors' metadata, best.pt's "head"), then in a head.json beside it; position and fusion, which
+            somebody may want otherwise, in the head.json first, unless it is of a head with other cells.
         trust: execute what a pickle holds, with all that this user may do, where it cannot be loaded without.
 
     Raises:
@@ -100,13 +101,16 @@ def read_head(path: str | Path, *, trust: bool = False) -> Head:
         raise HeadError(f"no such head: {path}; give a best.pt or .safetensors file with --head") from None
     except OSError as error:
         raise HeadError(f"the head {path} cannot be read: {error}") from error
-    remarks = read_remarks(path.with_name("head.json"))
+    beside = read_remarks(path.with_name("head.json"))
     if path.suffix == ".safetensors":
         state, metadata = _from_safetensors(data, path)
-        remarks |= _remarks(metadata, f"{path}: metadata")
+        inside = _remarks(metadata, f"{path}: metadata")
     else:
         state, written = _from_checkpoint(data, path, trust=trust)
-        remarks |= _remarks(written, f"{path}: head")
+        inside = _remarks(written, f"{path}: head")
+    remarks = beside | inside
+    if beside.get("partition_fingerprint") == inside.get("partition_fingerprint"):
+        remarks |= {name: beside[name] for name in _CHOICES if name in beside}
     tensors = _checked(state, path)
     return Head(
         path=str(path),
@@ -176,7 +180,7 @@ def _from_safetensors(data: bytes, path: Path) -> tuple[Mapping[str, Any], Mappi
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise HeadError(f"{path} is no whole safetensors file: {error}") from error
+        raise HeadError(f"{path} is no whole safetensors file: {error}; {copy_again(path)}") from error
     # The file begins with its header's length and the header, which `load` has checked.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__") or {}

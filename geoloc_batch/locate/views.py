@@ -21,8 +21,8 @@ from geoloc_batch.locate.places import CellPlaces
 Fusion: TypeAlias = Literal["feature", "logit"]
 Int64s: TypeAlias = NDArray[np.int64]
 
-# Logits of so many views are held at once; a location with more has them all held.
-_VIEWS_AT_ONCE = 1024
+# Logits of so many views are held at once.
+_VIEWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,11 +114,10 @@ def locate_views(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> 
         for first, last in _chunks(offset_L1):
             offset = offset_L1[first : last + 1] - offset_L1[first]
             part_VD = features[int(offset_L1[first]) : int(offset_L1[last])]
-            logits = scorer.logits(part_VD)
-            alone = scorer.places.of(scorer.joined(logits))
-            places.append(scorer.places.of(scorer.joined(_fused(scorer, part_VD, logits, offset))))
-            alone_deg.append(alone.position_deg)
-            is_sound.append(np.asarray(np.isfinite(alone.topk_prob).all(axis=1)))
+            fused, alone = _said(scorer, part_VD, offset)
+            places.append(scorer.places.of(scorer.joined(fused)))
+            alone_deg += [each.position_deg for each in alone]
+            is_sound += [np.asarray(np.isfinite(each.topk_prob).all(axis=1)) for each in alone]
     return LocatedViews(
         located=Located.concatenate(places) if places else scorer.places.of(features),
         views=Views(
@@ -129,27 +128,40 @@ def locate_views(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> 
     )
 
 
-def _fused(scorer: CellScorer, features_VD: Tensor, logits: Sequence[Tensor], offset_L1: Int64s) -> list[Tensor]:
-    """For each head the logits [L, its cells] of the locations."""
+def _said(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> tuple[list[Tensor], list[Located]]:
+    """For each head the logits [L, its cells] of the locations, and the places of their views alone, in parts.
+
+    The views are those of several locations, at most _VIEWS_AT_ONCE, or of a single one.
+    """
     by_feature: Sequence[Tensor] = ()
     if "feature" in scorer.fusions:
-        by_feature = scorer.logits(_means(features_VD, offset_L1))
+        mean_LD = torch.from_numpy(_sums(features_VD, offset_L1) / np.diff(offset_L1)[:, None])
+        by_feature = scorer.logits(mean_LD.to(device=features_VD.device, dtype=torch.float32))
+    sums: dict[int, NDArray[np.float64]] = {}
+    alone: list[Located] = []
+    for part_VD in torch.split(features_VD, _VIEWS_AT_ONCE):
+        logits = scorer.logits(part_VD)
+        alone.append(scorer.places.of(scorer.joined(logits)))
+        # The last part of a large location is shorter than the location.
+        offset = np.minimum(offset_L1, len(part_VD))
+        for head, fusion in enumerate(scorer.fusions):
+            if fusion == "logit":
+                sums[head] = sums.get(head, 0.0) + _sums(logits[head], offset)
+    means = {head: torch.from_numpy(sum_LC / np.diff(offset_L1)[:, None]) for head, sum_LC in sums.items()}
     return [
-        by_feature[head] if fusion == "feature" else _means(logits[head], offset_L1)
-        for head, fusion in enumerate(scorer.fusions)
-    ]
+        means[head].to(device=features_VD.device, dtype=torch.float32) if head in means else by_feature[head]
+        for head in range(len(scorer.fusions))
+    ], alone
 
 
-def _means(value_VX: Tensor, offset_L1: Int64s) -> Tensor:
-    """[L, X] float32 means over the views of each location."""
+def _sums(value_VX: Tensor, offset_L1: Int64s) -> NDArray[np.float64]:
+    """[L, X] sums over the views of each location."""
     # On the host, whose sums have one order; a CUDA device's sums by index have none.
-    sums = np.add.reduceat(value_VX.double().cpu().numpy(), offset_L1[:-1], axis=0)
-    means = sums / np.diff(offset_L1)[:, None]
-    return torch.from_numpy(means).to(device=value_VX.device, dtype=torch.float32)
+    return np.asarray(np.add.reduceat(value_VX.double().cpu().numpy(), offset_L1[:-1], axis=0))
 
 
 def _chunks(offset_L1: Int64s) -> Iterator[tuple[int, int]]:
-    """Ranges of locations that hold some thousand views, or are a single location."""
+    """Ranges of locations that hold at most _VIEWS_AT_ONCE views, or are a single location."""
     first, num_locations = 0, len(offset_L1) - 1
     while first < num_locations:
         last = int(np.searchsorted(offset_L1, offset_L1[first] + _VIEWS_AT_ONCE, side="right")) - 1

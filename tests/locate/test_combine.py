@@ -109,6 +109,22 @@ def test_given_parents_are_believed_only_of_the_partition_that_they_are_of(caplo
     assert parent_rows(given, other_ids).tolist() == [0, 0, 0, 1, 1]
 
 
+def test_given_parents_are_believed_though_a_coarse_cell_has_no_child() -> None:
+    given = partition(FINE_DEG, parents=np.array([0, 2, 2, 1, 1]))
+    with_one_more = partition([*COARSE_DEG, [10.0, 40.0]])
+    assert parent_rows(given, with_one_more).tolist() == [0, 2, 2, 1, 1]
+
+
+def test_the_order_of_the_heads_does_not_change_the_answer() -> None:
+    rng = np.random.default_rng(3)
+    heads = [
+        answer((rng.normal(size=len(points)) * 200).tolist(), partition(points), number=number)
+        for number, points in enumerate((FINE_DEG, COARSE_DEG, COARSE_DEG[:2]))
+    ]
+    forth, back = (CombinedLocator(order) for order in (heads, heads[::-1]))
+    np.testing.assert_allclose(probabilities(forth), probabilities(back), rtol=1e-6)
+
+
 def test_h3_cells_of_two_resolutions_lie_in_one_another() -> None:
     import h3.api.basic_int as h3
 

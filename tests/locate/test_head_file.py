@@ -163,6 +163,17 @@ def test_a_head_json_beside_the_head_speaks_where_the_file_is_silent(tmp_path: P
     assert (head.tap, head.encoder_sha256) == ("pooled", "ab" * 32)
 
 
+def test_the_head_json_decides_position_and_fusion_unless_it_is_of_other_cells(tmp_path: Path, state: State) -> None:
+    inside = {"position": "top1", "fusion": "feature", "partition_fingerprint": "cd" * 32}
+    save_head(tmp_path / "best.pt", state, remarks=inside)
+    samples.write_remarks(tmp_path, {**inside, "position": "mean", "fusion": "logit"})
+    head = read_head(tmp_path / "best.pt")
+    assert (head.position, head.fusion) == ("mean", "logit")
+    samples.write_remarks(tmp_path, {"position": "mean", "partition_fingerprint": "ef" * 32})
+    head = read_head(tmp_path / "best.pt")
+    assert (head.position, head.fusion, head.partition_fingerprint) == ("top1", "feature", "cd" * 32)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -291,6 +302,17 @@ def test_a_file_cut_anywhere_or_with_a_flipped_byte_is_refused_or_whole(path: Pa
 def test_a_pickle_of_a_newer_protocol_is_refused_without_a_warning(path: Path, state: State) -> None:
     path.write_bytes(pickle.dumps({"a": 1}, protocol=4))
     assert "fetch or copy the file again" in refused(path, "is no whole PyTorch checkpoint")
+
+
+def test_a_broken_file_in_the_hubs_cache_is_named_where_it_really_lies(tmp_path: Path) -> None:
+    folder = tmp_path / "models--a--b"
+    for name in ("blobs", "snapshots"):
+        (folder / name).mkdir(parents=True)
+    blob = folder / "blobs" / "0123"
+    blob.write_bytes(b"PK cut off")
+    for name in ("best.pt", "head.safetensors"):
+        (folder / "snapshots" / name).symlink_to(blob)
+        assert f"remove {blob.resolve()}, then run" in refused(folder / "snapshots" / name, "is no whole")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import locate_samples as samples
@@ -113,6 +113,25 @@ def test_many_views_go_through_in_turns_and_a_location_is_never_cut(monkeypatch:
     in_turns = locator.locate_views(features, offset)
     assert same_bits(at_once.located, in_turns.located)
     assert at_once.views.view_km.tobytes() == in_turns.views.view_km.tobytes()
+
+
+@pytest.mark.parametrize("fusion", ["feature", "logit"])
+def test_a_location_of_many_views_holds_the_logits_of_a_few_at_a_time(
+    fusion: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locator = make_locator(fusion=fusion)
+    held: list[int] = []
+    real = locator.joined
+    monkeypatch.setattr(locator, "joined", lambda logits: held.append(len(logits[0])) or real(logits))
+    monkeypatch.setattr(views, "_VIEWS_AT_ONCE", 64)
+    features, offset = make_views([3, 500, 2])
+    found = locator.locate_views(features, offset)
+    assert sum(held) == 505 + 3
+    assert max(held) <= 64
+    logits = [sequential(features[start:stop]) for start, stop in pairwise(offset)]
+    if fusion == "logit":
+        expected = torch.stack([each.double().mean(dim=0) for each in logits]).softmax(dim=1)
+        np.testing.assert_allclose(probabilities(found.located), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["top1", "mean"])
