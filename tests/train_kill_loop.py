@@ -12,6 +12,9 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 # What a training imports late: once here rather than once a process.
 import accelerate  # noqa: F401
@@ -19,6 +22,7 @@ import matplotlib.backends.backend_agg  # noqa: F401
 import pandas  # noqa: F401
 import pyarrow.dataset  # noqa: F401
 import safetensors.torch  # noqa: F401
+import scipy.sparse.csgraph
 import scipy.spatial  # noqa: F401
 import torch._dynamo  # noqa: F401
 
@@ -26,25 +30,41 @@ from geoloc_batch.cli import main
 from geoloc_batch.train import commands  # noqa: F401
 
 MEAN_S = 0.12
+CHECKPOINT_S = 60
 
 
-def run(arguments: list[str], wait_s: float | None, number: signal.Signals = signal.SIGKILL) -> int:
-    """A process that is sent the signal after `wait_s`; its exit code, negative where the signal ended it."""
+def run(arguments: list[str], wait: Callable[[], None], number: signal.Signals = signal.SIGKILL) -> int:
+    """A process that is sent the signal after `wait`; its exit code, negative where the signal ended it."""
     child = os.fork()
     if child == 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         os._exit(main(arguments))
-    if wait_s is not None:
-        time.sleep(wait_s)
-        os.kill(child, number)
+    wait()
+    os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def until_another(checkpoint: Path) -> None:
+    """Wait for the end of an epoch, however fast or slow the machine is."""
+    before, end = number_of(checkpoint), time.monotonic() + CHECKPOINT_S
+    while number_of(checkpoint) in (None, before) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def number_of(path: Path) -> int | None:
+    """Tells the file that stands there now from an earlier one; None for none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 if __name__ == "__main__":
     dice, arguments = random.Random(int(sys.argv[1])), sys.argv[2:]
-    # The first is asked politely.
-    codes = [run(arguments, 2 * MEAN_S * (0.5 + dice.random()), signal.SIGTERM)]
+    checkpoint = Path(arguments[arguments.index("--out") + 1]) / "_checkpoint.pt"
+    # The first is asked politely. It and the second have ended an epoch and are far from their last.
+    codes = [run(arguments, partial(until_another, checkpoint), number) for number in (signal.SIGTERM, signal.SIGKILL)]
     while codes[-1] != 0:
         # Later ones are left alone for longer, until one comes to its end on however slow a machine.
-        codes.append(run(arguments, MEAN_S * (0.5 + dice.random()) * 1.2 ** len(codes)))
+        codes.append(run(arguments, partial(time.sleep, MEAN_S * (0.5 + dice.random()) * 1.2 ** len(codes))))
     print(*codes)

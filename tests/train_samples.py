@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from store_samples import write_pair
 
 from geoloc_batch.geo.partition import Partition
 from geoloc_batch.records import Sample, Unit
+from geoloc_batch.run.workers import StopSignal
 
 DIM, NUM_CELLS = 24, 9
 
@@ -74,3 +77,9 @@ def flags_of(world: World, out: Path, *more: object) -> list[str]:
     """Arguments of a quick `geoloc train` on one CPU thread's arithmetic."""
     given = ["train", world.emb, "--cells", world.cells, "--out", out, "--precision", "fp32", "--epochs", 12]
     return [str(each) for each in (*given, "--lr", 0.02, *more)]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
+    """As if SIGTERM came after so many batches."""
+    count = itertools.count()
+    monkeypatch.setattr(StopSignal, "is_set", lambda self: next(count) >= num_batches)

@@ -21,7 +21,9 @@ from geoloc_batch.store import metadata
 
 NPY_NAME = re.compile(r"img_emb_(.*)\.npy")
 IDENTITY = ("shard", "row")
-OWN_COLUMNS = ("image_path", "key", *IDENTITY, "emb_norm")
+KEY_COLUMNS = ("key", "image_path")
+"""What names a photo: the first of them that is there."""
+OWN_COLUMNS = (*KEY_COLUMNS, *IDENTITY, "emb_norm")
 
 
 def plan_embeddings(folder: Path | str) -> list[Unit]:
@@ -80,8 +82,8 @@ class StoredFeatures:
         """Of one row in the .npy."""
         return self.num_features * self.dtype.itemsize
 
-    def features(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """[stop - start, D] features as the encoder gave them: stored rows times their lengths.
+    def stored(self, start: int = 0, stop: int | None = None) -> NDArray[np.floating]:
+        """[stop - start, D] rows as they stand in the file, in its dtype.
 
         Raises:
             InputError: the file has become shorter since it was opened.
@@ -93,8 +95,16 @@ class StoredFeatures:
         rows = np.fromfile(self.npy, dtype=self.dtype, count=count, offset=position)
         if len(rows) != count:
             raise InputError(f"{self.npy} has become shorter while it was read; write it again")
-        rows_ND = rows.reshape(-1, self.num_features).astype(np.float32)
-        return rows_ND * self.norm_N[start:stop, None]
+        return rows.reshape(-1, self.num_features)
+
+    def restored(self, row_ND: NDArray[np.floating], start: int = 0) -> NDArray[np.float32]:
+        """[N, D] features as the encoder gave them, of N stored rows from `start` on: rows times their lengths."""
+        return row_ND.astype(np.float32) * self.norm_N[start : start + len(row_ND), None]
+
+    def features(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """[stop - start, D] `restored` of what is `stored`; InputError as there."""
+        start, stop, _ = slice(start, stop).indices(self.num_rows)
+        return self.restored(self.stored(start, stop), start)
 
     @property
     def features_ND(self) -> NDArray[np.float32]:  # noqa: N802
@@ -120,18 +130,24 @@ class StoredFeatures:
         start, stop, _ = slice(start, stop).indices(self.num_rows)
         return self._samples(unit.shard, self.table.slice(start, stop - start), range(start, stop), unit)
 
-    def samples_at(self, unit: Unit, row_N: NDArray[np.int64]) -> list[Sample]:
-        """As `samples`, of rows in any order; `unit` is of the whole folder."""
+    def samples_at(self, unit: Unit, row_N: NDArray[np.int64], table: pa.Table | None = None) -> list[Sample]:
+        """As `samples`, of rows in any order; `unit` is of the whole folder.
+
+        Args:
+            unit: what they are read for.
+            row_N: which.
+            table: their metadata, where these were taken before.
+        """
         shard = str(Path(unit.shard) / self.npy.parent.name / self.npy.name)
-        return self._samples(shard, self.table.take(row_N), row_N.tolist(), unit)
+        return self._samples(shard, self.table.take(row_N) if table is None else table, row_N.tolist(), unit)
 
     def _samples(self, shard: str, table: pa.Table, positions: Sequence[int], unit: Unit) -> list[Sample]:
         names = table.column_names
         rows = table["row"].to_pylist() if self.has_identity else list(positions)
         shards = table["shard"].to_pylist() if self.has_identity else [shard] * len(rows)
-        name_column = next((name for name in ("key", "image_path") if name in names), None)
+        name_column = next((name for name in KEY_COLUMNS if name in names), None)
         named = table[name_column].to_pylist() if name_column else rows
-        keys = [_key(value, row) for value, row in zip(named, rows, strict=True)]
+        keys = [key_text(value, row) for value, row in zip(named, rows, strict=True)]
         drop = OWN_COLUMNS if self.has_identity else set(OWN_COLUMNS) - set(IDENTITY)
         metas = metadata.restore(table, drop)
         return [Sample(unit, *of_row) for of_row in zip(shards, rows, keys, metas, strict=True)]
@@ -174,7 +190,7 @@ def read_features(npy: Path | str, *, normalised: bool = False) -> StoredFeature
             f"would answer wrongly; write the embeddings again with `geoloc embed`, or pass normalised=True for a head "
             f"that was trained on features of length 1"
         )
-    return StoredFeatures(npy, shape[0], shape[1], table, norm_N, offset, dtype, _has_identity(table))
+    return StoredFeatures(npy, shape[0], shape[1], table, norm_N, offset, dtype, has_identity(table))
 
 
 def _read_norms(parquet: Path, column: pa.ChunkedArray) -> NDArray[np.float32]:
@@ -187,7 +203,8 @@ def _read_norms(parquet: Path, column: pa.ChunkedArray) -> NDArray[np.float32]:
     return np.asarray(column.to_numpy(), dtype=np.float32)
 
 
-def _has_identity(table: pa.Table) -> bool:
+def has_identity(table: pa.Table) -> bool:
+    """Whether the columns shard and row are ours: text and integers, none null, each pair once."""
     if not set(IDENTITY) <= set(table.column_names):
         return False
     shard, row = table["shard"], table["row"]
@@ -199,7 +216,7 @@ def _has_identity(table: pa.Table) -> bool:
     return bool(table.select(list(IDENTITY)).group_by(list(IDENTITY)).aggregate([]).num_rows == table.num_rows)
 
 
-def _key(value: object, row: int) -> str:
+def key_text(value: object, row: int) -> str:
     """A key as text; what has none is named by its row."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from geoloc_batch.errors import OutputError
+from geoloc_batch.errors import GeolocError, OutputError
 from geoloc_batch.store.pin import FOREIGN_BUT_HARMLESS, refuse_object_store
 from geoloc_batch.train.fit import State
 
@@ -34,15 +35,26 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     """Write a file so that it is there whole, and on the disk, or not at all.
 
     Args:
-        path: where it goes; its folder must exist.
-        make: writes it to another path, whose name is the same: torch.save puts the name into the file.
+        path: where it goes; its folder must exist. What stands there stays until the new one is whole.
+        make: writes it to another path of the same name.
+
+    Raises:
+        GeolocError: the disk is full, or will not take it for another reason.
     """
     part = path.parent / PART / path.name
-    part.parent.mkdir(exist_ok=True)
-    make(part)
-    _sync(part)
-    os.replace(part, path)
-    _sync(path.parent)
+    try:
+        part.parent.mkdir(exist_ok=True)
+        make(part)
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room on its disk" if is_full else "mend that"
+        raise GeolocError(
+            f"{path} cannot be written: {error.strerror or error}; {remedy}, then run the same command again: training "
+            "goes on where it was"
+        ) from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -148,7 +160,11 @@ def mark(kind: str) -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, state: State) -> None:
-    """Keep the state of a training, in one move and on the disk."""
+    """Keep the state of a training, in one move and on the disk.
+
+    Raises:
+        GeolocError: it cannot be written; the earlier one stays.
+    """
     values = {
         "layout": LAYOUT,
         "epoch": state.epoch,
@@ -161,8 +177,12 @@ def save_checkpoint(folder: Path, state: State) -> None:
         "least_km": state.least_km,
         "better_epoch": state.better_epoch,
         "history": state.history,
+        "features_sha256": state.features_sha256,
     }
-    write_whole(folder / CHECKPOINT, lambda part: torch.save(values, part))
+    # By way of memory: of a full disk torch's own writer says nothing but that it failed.
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    write_whole(folder / CHECKPOINT, lambda part: _write_bytes(part, buffer))
 
 
 def load_checkpoint(folder: Path) -> State | None:
@@ -178,7 +198,8 @@ def load_checkpoint(folder: Path) -> State | None:
         values = torch.load(path, map_location="cpu", weights_only=True)
         if values.pop("layout") != LAYOUT:
             raise ValueError("another version wrote it")
-        return State(**{**values, "best_rank": tuple(values["best_rank"])})
+        features_sha256 = str(values["features_sha256"])
+        return State(**{**values, "best_rank": tuple(values["best_rank"]), "features_sha256": features_sha256})
     # A damaged pickle can fail in any way.
     except Exception as error:
         raise OutputError(
@@ -204,6 +225,10 @@ def _shown(value: Any) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _write_bytes(path: Path, buffer: io.BytesIO) -> None:
+    path.write_bytes(buffer.getbuffer())
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,8 @@ from geoloc_batch.model.arithmetic import fix_summation_order
 from geoloc_batch.run.workers import StopSignal, this_worker
 from geoloc_batch.train.checkpoint import SETTINGS, check_folder, locked, mark, read_json, write_json
 from geoloc_batch.train.config import TrainConfig
-from geoloc_batch.train.jobs import Job, read_inputs
+from geoloc_batch.train.inputs import read_inputs
+from geoloc_batch.train.jobs import Job
 from geoloc_batch.train.output import write_table
 from geoloc_batch.train.recipes import Recipe, load_cells, recipes_of
 
@@ -63,8 +64,9 @@ def train(config: TrainConfig) -> Trained:
     """Train a head, or with --sweep one for each combination; go on where an earlier call was cut off.
 
     Raises:
-        UserError: an input, a flag or the folder cannot be used; nothing is written then.
-        GeolocError: training ran away.
+        UserError: an input, a flag or the folder cannot be used. What is written then is at most what pins the
+            settings (train.json, sweep.json), where the features themselves are at fault, and the heads before.
+        GeolocError: training ran away, or the disk is full.
     """
     start = time.monotonic()
     # Before the first product: a training that goes on must give the same bits.
@@ -113,12 +115,13 @@ def format_table(trained: Trained) -> str:
         [label, *(_figure(test[which][name], unit) for which in named)] for name, label, unit in _FIGURES
     ]
     train = head["train"]
+    best = f"epoch {train['best_epoch']} of {train['epochs_done']}" if train["best_epoch"] else "the head to start from"
     return "\n".join(
         [
             f"{split['train']} places in train, {split['val']} in val, {split['test']} in test; {head['num_cells']} "
-            f"cells; epoch {train['best_epoch']} of {train['epochs_done']} is the best on val",
+            f"cells; {best} is the best on val",
             *_aligned(rows),
-            "* is the better one on val: `geoloc predict` answers this position",
+            "* chose the epoch on val: `geoloc predict` answers this position",
         ]
     )
 

@@ -19,6 +19,10 @@ DEFAULT_LOSS: LossKind = "weighted-ce+haversine"
 DEFAULT_LAM = 0.05
 DEFAULT_FUSION: Fusion = "feature"
 DEFAULT_SEED = 0
+DEFAULT_SHARES = (0.8, 0.1, 0.1)
+
+MAX_DROPOUT = 0.99
+MIN_TAU_KM = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +50,10 @@ class LossConfig:
 
     @property
     def name(self) -> str:
-        """For folders and tables: weighted-ce-haversine-lam0.05."""
-        return self.kind.replace("+", "-") + (f"-lam{self.lam:g}" if self.has_lam else "")
+        """For folders and tables: weighted-ce-haversine-lam0.05. No two values of lam have one name."""
+        short = f"{self.lam:g}"
+        lam = short if float(short) == self.lam else repr(self.lam)
+        return self.kind.replace("+", "-") + (f"-lam{lam}" if self.has_lam else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +71,8 @@ class LossFlags:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--label-smoothing must be at least 0 and below 1, got {self.label_smoothing:g}")
-        _check_above("--tau-km", self.tau_km)
+        if not (math.isfinite(self.tau_km) and self.tau_km >= MIN_TAU_KM):
+            raise ConfigError(f"--tau-km must be at least {MIN_TAU_KM:g}, got {self.tau_km:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +81,11 @@ class SplitConfig:
 
     split_file: str = ""
     """CSV or Parquet with the columns key and split (train, val or test), such as the splits.parquet of an earlier
-    training; places that it does not name are left out. Checked for leaks like every split."""
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of train, val and test. Places at one (lat, lon) are never parted."""
+    training; places that it does not name are left out. Checked for leaks like every split. --shares and --split-seed
+    have no part in it."""
+    shares: tuple[float, float, float] = DEFAULT_SHARES
+    """Shares of train, val and test. Places that have a (lat, lon) in common, in any of their views, are never
+    parted."""
     block_km: float | None = None
     """Keep whole H3 blocks of about this size together, so that no test place has a neighbour in train."""
     buffer_km: float | None = None
@@ -99,6 +108,17 @@ class SplitConfig:
                 raise ConfigError(f"--buffer-km must be at least 0, got {self.buffer_km:g}")
         if self.split_seed < 0:
             raise ConfigError(f"--split-seed must be at least 0, got {self.split_seed}")
+        if self.split_file:
+            self._check_no_part()
+
+    def _check_no_part(self) -> None:
+        if tuple(self.shares) != DEFAULT_SHARES:
+            flag = f"--shares {' '.join(f'{share:g}' for share in self.shares)}"
+        elif self.split_seed:
+            flag = f"--split-seed {self.split_seed}"
+        else:
+            return
+        raise ConfigError(f"{flag} has no part in --split-file {self.split_file}; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,10 +145,11 @@ class FitConfig:
     """Where LayerNorm's scale and shift begin: such that each normed feature has mean 0 and deviation 1 over the
     training places, or at 1 and 0. Both are learned."""
     warm_start: str = ""
-    """Go on from the weights of this head (best.pt or .safetensors)."""
+    """Begin with the weights of this head (best.pt or .safetensors). It is a candidate itself, as epoch 0: a training
+    that only makes it worse gives it back."""
     select_position: Literal["auto", "top1", "mean"] = "auto"
     """Whose balscore on val chooses the epoch: the best cell's centroid (top1), the posterior mean, or, auto, the
-    better of the two in each epoch: head.json then names that one, and `geoloc predict` follows it."""
+    better of the two in each epoch. head.json names the one that chose, and `geoloc predict` follows it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the matrix products in training. auto is bf16 on CUDA and on CPUs with bf16 matrix tiles (AMX), else fp32.
     Weights, losses and evaluation are always fp32."""
@@ -150,8 +171,8 @@ class FitConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{flag} must be at least 0, got {value:g}")
         for flag, share in (("--dropout", self.dropout), ("--view-dropout", self.view_dropout)):
-            if not 0 <= share < 1:
-                raise ConfigError(f"{flag} must be at least 0 and below 1, got {share:g}")
+            if not 0 <= share <= MAX_DROPOUT:
+                raise ConfigError(f"{flag} must be from 0 to {MAX_DROPOUT:g}, got {share:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,10 @@ Shape letters: R rows of all pairs, S stored rows, V views, L places, N places a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from geoloc_batch.errors import InputError
+from geoloc_batch.errors import GeolocError, InputError
 from geoloc_batch.locate.posterior import LAYER_NORM_EPS
 from geoloc_batch.run.first_batch import free_bytes
 from geoloc_batch.train.config import Fusion
@@ -59,6 +60,8 @@ class Features:
     """[L] whether a place has a view without NaN and infinities."""
     num_bad_rows: int
     """Rows with NaN or infinities, which are in none of these."""
+    sha256: str
+    """Of the rows that show a place as they are stored, in the order of their files: the same for all kinds."""
     device: torch.device
     """Where batches go."""
     is_mapped: bool
@@ -68,6 +71,15 @@ class Features:
     def dim(self) -> int:
         """D."""
         return self.value_SD.shape[1]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows and places that train nothing, by reason."""
+        counts = {
+            "rows whose features hold NaN or infinities": self.num_bad_rows,
+            "places without a row of finite features": int((~self.is_good_L).sum()),
+        }
+        return {reason: count for reason, count in counts.items() if count}
 
     def rows(self, slot_N: Tensor, out: Tensor | None = None) -> Tensor:
         """[N, D] copies of stored rows on the device, in `out` where it is given."""
@@ -123,7 +135,7 @@ def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str
 
     Raises:
         InputError: a file has changed since its metadata were read, or cannot be read.
-        OSError: the scratch file does not fit on the disk.
+        GeolocError: the scratch file does not fit on the disk.
     """
     slot_R = places.place_R if kind == "fused" else _numbered(places.place_R)
     num_slots = int(slot_R.max(initial=-1)) + 1
@@ -131,7 +143,8 @@ def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str
     value_SD = np.zeros((num_slots, places.dim), np.float32) if in_memory else _mapped(scratch, num_slots, places.dim)
     count_S = np.zeros(num_slots, dtype=np.int64)
     num_bad = 0
-    for slot_n, feature_nD in _read(places, slot_R):
+    digest = hashlib.sha256()
+    for slot_n, feature_nD in _read(places, slot_R, digest.update):
         is_good_n = np.isfinite(feature_nD).all(axis=1)
         if not is_good_n.all():
             num_bad += int((~is_good_n).sum())
@@ -154,6 +167,7 @@ def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str
         offset_L1=None if offset_L1 is None else torch.from_numpy(offset_L1).to(device),
         is_good_L=is_good_L,
         num_bad_rows=num_bad,
+        sha256=digest.hexdigest(),
         device=device,
         is_mapped=not in_memory,
     )
@@ -168,11 +182,18 @@ def _fits(num_bytes: int, device: torch.device) -> bool:
 
 
 def _mapped(folder: Path, num_rows: int, dim: int) -> Floats32:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # The blocks are taken now: a full disk is an error here, and a killed process later.
-        os.posix_fallocate(file.fileno(), 0, max(1, num_rows * dim * 4))
-        return np.memmap(file, dtype=np.float32, mode="r+", shape=(num_rows, dim))
+    num_bytes = max(1, num_rows * dim * 4)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # The blocks are taken now: a full disk is an error here, and a killed process later.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            return np.memmap(file, dtype=np.float32, mode="r+", shape=(num_rows, dim))
+    except OSError as error:
+        raise GeolocError(
+            f"the features take {num_bytes / 1e6:.3g} MB, and {folder} cannot hold a scratch file of that size: "
+            f"{error.strerror or error}; make room on its disk, give an --out on another, or pass --hold memory"
+        ) from error
 
 
 def _numbered(place_R: Ints) -> Ints:
@@ -181,8 +202,8 @@ def _numbered(place_R: Ints) -> Ints:
     return np.where(is_kept_R, np.cumsum(is_kept_R) - 1, -1)
 
 
-def _read(places: Places, slot_R: Ints) -> Iterator[tuple[Ints, Floats32]]:
-    """([n] slots, [n, D] raw features) of the rows that have a slot, chunk by chunk."""
+def _read(places: Places, slot_R: Ints, feed: Callable[[memoryview], object]) -> Iterator[tuple[Ints, Floats32]]:
+    """([n] slots, [n, D] raw features) of the rows that have a slot, chunk by chunk; `feed` is given them as stored."""
     first = 0
     for pair in places.pairs:
         for start in range(0, pair.num_rows, CHUNK_ROWS):
@@ -191,9 +212,11 @@ def _read(places: Places, slot_R: Ints) -> Iterator[tuple[Ints, Floats32]]:
             is_kept = slot_n >= 0
             if is_kept.any():
                 try:
-                    feature_nD = pair.features(start, stop)
+                    row_nD = pair.stored(start, stop)
                 except OSError as error:
                     raise InputError(f"{pair.npy} cannot be read: {error}; write the embeddings again") from error
+                feed((row_nD if is_kept.all() else row_nD[is_kept]).data)
+                feature_nD = pair.restored(row_nD, start)
                 yield (slot_n, feature_nD) if is_kept.all() else (slot_n[is_kept], feature_nD[is_kept])
         first += pair.num_rows
 

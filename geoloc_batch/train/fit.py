@@ -29,7 +29,7 @@ from geoloc_batch.train.features import CHUNK_ROWS, Features
 from geoloc_batch.train.losses import HeadLoss, inverse_frequency
 from geoloc_batch.train.network import Network, first_state, learning_rate
 from geoloc_batch.train.scores import POSITIONS, Scores, Truth, rank, score
-from geoloc_batch.train.split import SPLITS
+from geoloc_batch.train.split import LEFT_OUT, SPLITS
 
 _MIN_DEVIATION = 1e-6
 _LEAST_BATCH, _LARGEST_BATCH, _LEAST_STEPS = 32, 1024, 16
@@ -48,9 +48,14 @@ class Task:
     """[L] as `split_places` gives it."""
     partition: Partition
 
+    @property
+    def used_L(self) -> NDArray[np.int8]:  # noqa: N802
+        """[L] the splits, places left out whose features are no numbers."""
+        return np.where(self.features.is_good_L, self.split_L, np.int8(LEFT_OUT))
+
     def places_of(self, split: str) -> NDArray[np.int64]:
-        """Numbers of a split's places, those left out whose features are no numbers."""
-        return np.flatnonzero((self.split_L == SPLITS.index(split)) & self.features.is_good_L)
+        """Numbers of a split's places that have features."""
+        return np.flatnonzero(self.used_L == SPLITS.index(split))
 
     def truth_of(self, split: str) -> Truth:
         """What is true of a split's places."""
@@ -77,16 +82,18 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
     """The head of the best epoch."""
     best_epoch: int = 0
-    """From 1; 0 before the first."""
+    """From 1; 0 where the first head, a warm start's, is the best, and before the first epoch."""
     best_rank: tuple[float, float] = (-math.inf, -math.inf)
     position: Position = "top1"
-    """The better position of the best epoch."""
+    """The position that chose the best epoch."""
     least_km: float = math.inf
     """The smallest median on val so far."""
     better_epoch: int = 0
     """The last epoch that was better in rank or median."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One row of figures for each epoch."""
+    """One row of figures for each epoch; that of epoch 0, a warm start's head, has none of training."""
+    features_sha256: str = ""
+    """Of the features that it was trained on."""
 
     def is_over(self, config: FitConfig) -> bool:
         """Whether all epochs are done, or patience is at its end."""
@@ -110,6 +117,7 @@ def fit(
     *,
     seed: int,
     precision: str,
+    is_first_judged: bool = False,
     after_epoch: Callable[[State], None] = lambda state: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> State | None:
@@ -122,6 +130,7 @@ def fit(
         state: a new one with its first head, or that of a checkpoint; it is updated.
         seed: of order and dropout.
         precision: of the matrix products, fp32 or bf16.
+        is_first_judged: the first head is a candidate like that of every epoch: epoch 0.
         after_epoch: is given the state after each epoch, for the checkpoint.
         is_stopped: asked before each batch; when it is true, the epoch is given up.
 
@@ -129,7 +138,7 @@ def fit(
         The state at the end; None where training was stopped before.
 
     Raises:
-        GeolocError: the loss is no number any more.
+        GeolocError: the loss, a weight or an answer is no number any more.
     """
     device = task.features.device
     network = Network(state.head, device, precision=precision, weight_decay=config.weight_decay)
@@ -137,13 +146,17 @@ def fit(
         network.optimizer.load_state_dict(state.optimizer)
     validation = task.truth_of("val")
     epoch = _Epoch(task, config, loss, network, seed)
+    if is_first_judged and not state.history:
+        start = time.monotonic()
+        _take_down(state, network, score(network, task.features, validation), config, {}, start)
+        after_epoch(state)
     while not state.is_over(config):
         start = time.monotonic()
         figures = epoch.run(state.epoch, is_stopped)
         if figures is None:
             return None
-        scores = score(network, task.features, validation)
-        _take_down(state, network, scores, config, {**figures, **_val_figures(scores)}, time.monotonic() - start)
+        state.epoch += 1
+        _take_down(state, network, score(network, task.features, validation), config, figures, start)
         after_epoch(state)
     return state
 
@@ -216,20 +229,21 @@ class _Epoch:
             for name, value in {"loss": loss, **parts}.items():
                 totals[name] = totals.get(name, 0.0) + value.double() * len(batch.place_B)
         means = {name: float(total) / len(self._place_N) for name, total in totals.items()}
-        if not math.isfinite(means["loss"]):
+        # The loss is that of the weights before the last step.
+        if not (math.isfinite(means["loss"]) and network.is_finite):
+            what = "holds weights that are" if math.isfinite(means["loss"]) else f"has the loss {means['loss']},"
             raise GeolocError(
-                f"the loss of epoch {epoch + 1} is {means['loss']}: training has run away; pass an --lr below "
+                f"the head of epoch {epoch + 1} {what} no numbers: training has run away; pass an --lr below "
                 f"{config.lr:g}, and another --out"
             )
         return {"lr": rate, **{f"train_{name}": value for name, value in means.items()}}
 
 
 def _take_down(
-    state: State, network: Network, scores: Scores, config: FitConfig, figures: dict[str, float], seconds: float
+    state: State, network: Network, scores: Scores, config: FitConfig, figures: dict[str, float], start: float
 ) -> None:
-    """Bring the state to the end of an epoch."""
+    """Bring the state to the end of an epoch that began at `start`, of time.monotonic."""
     chosen = scores.better if config.select_position == "auto" else config.select_position
-    state.epoch += 1
     state.head = network.state()
     state.optimizer = network.optimizer.state_dict()
     reached = rank(scores.of(chosen))
@@ -237,8 +251,9 @@ def _take_down(
         state.least_km, state.better_epoch = scores.of(chosen).median_km, state.epoch
     if reached > state.best_rank:
         state.best, state.best_epoch, state.best_rank = state.head, state.epoch, reached
-        state.position, state.better_epoch = scores.better, state.epoch
-    state.history.append({"epoch": state.epoch, "seconds": round(seconds, 3), **figures})
+        state.position, state.better_epoch = chosen, state.epoch
+    seconds = round(time.monotonic() - start, 3)
+    state.history.append({"epoch": state.epoch, "seconds": seconds, **figures, **_val_figures(scores)})
 
 
 def _val_figures(scores: Scores) -> dict[str, float]:

@@ -1,25 +1,21 @@
-"""`geoloc train`: what is read once for all heads of a command, and one head after the other.
-
-Shape letters: L places, C cells.
-"""
+"""The heads of a `geoloc train`, one after the other, each in its folder."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from geoloc_batch.errors import HeadError, InputError
-from geoloc_batch.locate.head_file import TENSORS, Head, read_head
+from geoloc_batch.errors import InputError, OutputError
+from geoloc_batch.locate.head_file import TENSORS
 from geoloc_batch.model.arithmetic import auto_precision
 from geoloc_batch.run.workers import StopSignal
 from geoloc_batch.train.checkpoint import (
+    CHECKPOINT,
     HEAD,
     KIND,
     SETTINGS,
@@ -34,105 +30,12 @@ from geoloc_batch.train.checkpoint import (
 from geoloc_batch.train.config import TrainConfig
 from geoloc_batch.train.features import Features, Kind, kind_of, load_features
 from geoloc_batch.train.fit import State, Task, evaluate, first_head, fit
-from geoloc_batch.train.output import write_head
-from geoloc_batch.train.places import Places, read_places
-from geoloc_batch.train.recipes import Cells, Recipe
-from geoloc_batch.train.split import SPLITS, check_leaks, split_places
-from geoloc_batch.train.split_file import read_split_file
+from geoloc_batch.train.inputs import Inputs
+from geoloc_batch.train.output import STOOD_FOR, write_head
+from geoloc_batch.train.recipes import Recipe
+from geoloc_batch.train.split import LEFT_OUT, SPLITS
 
 log = logging.getLogger("geoloc_batch")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
-class Inputs:
-    """What all heads of a command share."""
-
-    places: Places
-    cell_L: dict[str, NDArray[np.int64]]
-    """[L] rows of the places' cells, by the cells' name."""
-    split_L: NDArray[np.int8]
-    """[L] as `split_places` gives it."""
-    split: dict[str, Any]
-    """How it was made, for head.json."""
-    warm: Head | None
-    """What --warm-start names."""
-
-
-def read_inputs(config: TrainConfig, all_cells: list[Cells]) -> Inputs:
-    """Read everything but the features.
-
-    Raises:
-        UserError: the embeddings, the truth, the split or the head to start from cannot be used.
-    """
-    warm = read_head(config.fit.warm_start) if config.fit.warm_start else None
-    if warm is not None:
-        for cells in all_cells:
-            _check_warm(warm, cells)
-    places = read_places(config)
-    if places.left_out:
-        log.warning("left out: %s", ", ".join(f"{count} {reason}" for reason, count in places.left_out.items()))
-    if warm is not None:
-        _check_warm_features(warm, places)
-    cell_L = {}
-    for cells in all_cells:
-        assigned = cells.partition.locate(*places.point_deg_L2.T)
-        cell_L[cells.name] = assigned.ids
-        if assigned.complaint(cells.partition):
-            log.warning("%s", assigned.complaint(cells.partition))
-    # One split for all heads, or their figures could not be compared.
-    finest = max(all_cells, key=lambda cells: len(cells.partition))
-    split_L, split = _split(config, places, finest, cell_L[finest.name])
-    return Inputs(places=places, cell_L=cell_L, split_L=split_L, split=split, warm=warm)
-
-
-def _split(
-    config: TrainConfig, places: Places, finest: Cells, cell_L: NDArray[np.int64]
-) -> tuple[NDArray[np.int8], dict[str, Any]]:
-    flags = config.split
-    rule: dict[str, Any] = {"block_km": flags.block_km, "buffer_km": flags.buffer_km}
-    if flags.split_file:
-        split_L = read_split_file(flags.split_file, places.name_L)
-        rule |= {"rule": "file", "file": flags.split_file}
-    else:
-        split_L = split_places(
-            places.point_deg_L2,
-            cell_L,
-            shares=flags.shares,
-            block_km=flags.block_km,
-            buffer_km=flags.buffer_km,
-            seed=flags.split_seed,
-        )
-        rule |= {"rule": "by cell" if flags.block_km is None else "by block", "shares": list(flags.shares)}
-        rule |= {"seed": flags.split_seed, "cells": finest.partition.fingerprint if flags.block_km is None else None}
-    source = f"--split-file {flags.split_file}" if flags.split_file else "the split"
-    check_leaks(places.point_deg_L2, split_L, block_km=flags.block_km, buffer_km=flags.buffer_km, source=source)
-    counts = {name: int((split_L == code).sum()) for code, name in enumerate(SPLITS)}
-    digest = hashlib.sha256(split_L.tobytes()).hexdigest()
-    return split_L, {**rule, **counts, "left_out": int((split_L < 0).sum()), "sha256": digest}
-
-
-def _check_warm(warm: Head, cells: Cells) -> None:
-    partition = cells.partition
-    if warm.num_cells != len(partition) or warm.partition_fingerprint not in (None, partition.fingerprint):
-        other = "others" if warm.num_cells == len(partition) else str(len(partition))
-        raise HeadError(
-            f"--warm-start {warm.path} chooses among {warm.num_cells} cells, {partition.source} has {other}; give the "
-            "cells that the head was trained on (--cells), or leave --warm-start out"
-        )
-
-
-def _check_warm_features(warm: Head, places: Places) -> None:
-    origin = places.origin
-    if (warm.dim, warm.tap) != (origin.dim, origin.tap):
-        raise HeadError(
-            f"--warm-start {warm.path} takes {warm.dim} {warm.tap} features, the embeddings are {origin.dim} "
-            f"{origin.tap} ones; give a head of the same encoder, or leave --warm-start out"
-        )
-    if warm.encoder_sha256 not in (None, origin.encoder_sha256) and origin.encoder_sha256 is not None:
-        raise HeadError(
-            f"--warm-start {warm.path} was trained on the encoder with sha256 {str(warm.encoder_sha256)[:12]}, the "
-            f"embeddings are of {origin.encoder_sha256[:12]}; give a head of the same encoder, or leave it out"
-        )
 
 
 class Job:
@@ -148,28 +51,46 @@ class Job:
     def __init__(self, config: TrainConfig, inputs: Inputs, device: torch.device, stop: StopSignal) -> None:
         self._config, self._inputs, self._device, self._stop = config, inputs, device, stop
         self._features: Features | None = None
+        # By their digest, the folder of a head that was trained on them.
+        self._known_features: dict[str, Path] = {}
 
     def done(self, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-        """The head.json of a head that is done; None where it is not.
+        """The head.json of a head that is done; None where it is not, or files of it are gone.
 
         Raises:
             OutputError: the folder is pinned to other settings.
         """
         check_settings(folder, self._settings(recipe, folder))
-        return read_json(folder / HEAD)
+        found = read_json(folder / HEAD)
+        if found is None or _missing(folder):
+            return None
+        self._known_features[found["train"]["features_sha256"]] = folder
+        return found
 
     def train(self, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-        """Train a head and write it; its head.json, or None where training was stopped."""
+        """Train a head and write it; its head.json, or None where training was stopped.
+
+        Raises:
+            OutputError: the folder is pinned to other settings or features, or is in use.
+            InputError: the features cannot be read, or a split has none.
+            GeolocError: training ran away, or the disk is full.
+        """
         with locked(folder):
             settings = self._settings(recipe, folder)
             pin(folder, settings)
-            found = read_json(folder / HEAD)
-            if found is not None:
+            found, missing = read_json(folder / HEAD), _missing(folder)
+            if found is not None and not missing:
                 # A process that was killed between the last two steps of its end left the checkpoint.
-                (folder / "_checkpoint.pt").unlink(missing_ok=True)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
                 return found
+            if found is not None:
+                log.warning("%s is done, but lacks %s: the head is trained again", folder, ", ".join(missing))
+                (folder / HEAD).unlink()
             task = self._task(recipe, folder)
-            state = load_checkpoint(folder) or State(head=self._first_head(task))
+            state = load_checkpoint(folder)
+            if state is None:
+                state = State(head=self._first_head(task), features_sha256=task.features.sha256)
+            self._check_features(task.features, {state.features_sha256: folder})
             if state.epoch:
                 log.info("going on after epoch %d of %d", state.epoch, self._config.fit.epochs)
             ended = fit(
@@ -179,6 +100,7 @@ class Job:
                 state,
                 seed=recipe.seed,
                 precision=str(settings["precision"]),
+                is_first_judged=self._inputs.warm is not None,
                 after_epoch=lambda state: self._after_epoch(folder, state),
                 is_stopped=self._stop.is_set,
             )
@@ -230,9 +152,19 @@ class Job:
             self._features = load_features(self._inputs.places, kind, self._device, hold=hold, scratch=folder)
             where = "in a scratch file" if self._features.is_mapped else f"in the memory of {self._device}"
             log.info("%d places, features %s", len(self._inputs.places), where)
-            if self._features.num_bad_rows:
-                log.warning("left out: %d rows whose features hold NaN or infinities", self._features.num_bad_rows)
+            if self._features.left_out:
+                log.warning("left out: %s", _listed(self._features.left_out))
+            self._check_features(self._features, self._known_features)
+            self._known_features[self._features.sha256] = folder
         return self._features
+
+    def _check_features(self, features: Features, folders: Mapping[str, Path]) -> None:
+        for digest, folder in folders.items():
+            if digest != features.sha256:
+                raise OutputError(
+                    f"the embeddings in {', '.join(self._config.embeddings)} have changed since training in {folder} "
+                    "began: same photos, other features; bring the embeddings back as they were, or give another --out"
+                )
 
     def _first_head(self, task: Task) -> dict[str, torch.Tensor]:
         warm = self._inputs.warm
@@ -244,10 +176,10 @@ class Job:
         save_checkpoint(folder, state)
         row = state.history[-1]
         log.info(
-            "epoch %d/%d: loss %.4g, val top-1 %.1f %%, centroid %.1f km balscore %.1f, mean %.1f km balscore %.1f%s",
+            "epoch %d/%d: %sval top-1 %.1f %%, centroid %.1f km balscore %.1f, mean %.1f km balscore %.1f%s",
             state.epoch,
             self._config.fit.epochs,
-            row["train_loss"],
+            f"loss {row['train_loss']:.4g}, " if "train_loss" in row else "",
             row["val_top_1"],
             row["val_top1_median_km"],
             row["val_top1_balscore"],
@@ -273,13 +205,14 @@ class Job:
             "dim": origin.dim,
             "num_cells": len(recipe.cells.partition),
             "loss": recipe.loss.settings,
-            "split": inputs.split,
+            "split": {**inputs.split, **_counts(task)},
             "metrics": metrics,
             "train": {
                 **settings,
                 "cells": recipe.cells.partition.source,
                 "group_by": self._config.group_by or None,
-                "left_out": inputs.places.left_out,
+                "features_sha256": state.features_sha256,
+                "left_out": {**inputs.places.left_out, **task.features.left_out},
                 "epochs_done": state.epoch,
                 "best_epoch": state.best_epoch,
                 "seconds": round(sum(row["seconds"] for row in state.history), 3),
@@ -292,6 +225,21 @@ class Job:
             partition=recipe.cells.partition,
             places=inputs.places,
             cell_L=task.cell_L,
-            split_L=task.split_L,
+            split_L=task.used_L,
         )
         return description
+
+
+def _missing(folder: Path) -> list[str]:
+    """What is gone of the files that a head.json stands for."""
+    return [name for name in STOOD_FOR if not (folder / name).is_file()]
+
+
+def _counts(task: Task) -> dict[str, int]:
+    """The places that each split trained or scored, and those in none."""
+    counts = {name: len(task.places_of(name)) for name in SPLITS}
+    return {**counts, "left_out": int((task.used_L == LEFT_OUT).sum())}
+
+
+def _listed(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())

@@ -80,6 +80,12 @@ class Network:
             group["lr"] = rate
         self.optimizer.step()
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        tensors = (self.scale_D, self.shift_D, self.weight_CD, self.bias_C)
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
     def state(self) -> dict[str, Tensor]:
         """Copies of the tensors by the names in TENSORS, on the CPU."""
         tensors = (self.scale_D, self.shift_D, self.weight_CD, self.bias_C)

@@ -6,6 +6,7 @@ head.json is written last: it says that all the others are there.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from geoloc_batch.train.split import SPLITS
 
 BEST, SAFETENSORS, CELLS, SPLITS_FILE = "best.pt", "head.safetensors", "geocell_info.json", "splits.parquet"
 EPOCHS, FIGURE = "metrics.csv", "metrics.png"
+STOOD_FOR = (BEST, SAFETENSORS, CELLS, SPLITS_FILE, EPOCHS, FIGURE)
+"""The files that are there where head.json is."""
 
 
 def write_head(
@@ -83,7 +86,8 @@ def _write_splits(
 
 def _write_epochs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        # An epoch 0 has figures of val alone.
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -100,7 +104,7 @@ def _draw(path: Path, state: State) -> None:
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.13, top=0.92, wspace=0.18)
     loss, median, balscore = figure.subplots(1, 3)
-    loss.plot(epochs, [row["train_loss"] for row in state.history], color="black")
+    loss.plot(epochs, [row.get("train_loss", math.nan) for row in state.history], color="black")
     loss.set_title("loss in training")
     for axes, name, title in (
         (median, "median_km", "median error on val, km"),

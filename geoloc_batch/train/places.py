@@ -1,6 +1,6 @@
 """Places: which rows of stored embeddings show which place, and where that is. Metadata alone is read.
 
-Shape letters: P embedding pairs, R rows of all pairs in their order, L places.
+Shape letters: P embedding pairs, R rows of all pairs in their order, L places, S spots.
 """
 
 from __future__ import annotations
@@ -14,28 +14,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geoloc_batch.errors import InputError, OutputError
-from geoloc_batch.evaluate.keys import match
-from geoloc_batch.evaluate.places import look_at
-from geoloc_batch.evaluate.sources import find_truth
-from geoloc_batch.evaluate.tables import Column, read_table
-from geoloc_batch.geo.points import LAT_NAMES, LON_NAMES, read_points
-from geoloc_batch.geo.sphere import haversine_km
 from geoloc_batch.run.command import read_command
 from geoloc_batch.run.sources import Origin, origin_of
-from geoloc_batch.store.features import StoredFeatures, metadata_path, plan_embeddings, read_features
+from geoloc_batch.store.features import StoredFeatures, plan_embeddings, read_features
 from geoloc_batch.store.locations import index_locations
 from geoloc_batch.train.config import TrainConfig
+from geoloc_batch.train.positions import own_positions, stated_positions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-
-MAX_VIEWS_KM = 1.0
-"""Views farther than this from their location's first view are not of one place."""
 
 log = logging.getLogger("geoloc_batch")
 
@@ -51,7 +42,11 @@ class Places:
     name_L: pa.Array
     """[L] the location's name, or the photo's key, each once."""
     point_deg_L2: Floats
-    """[L, 2] (lat, lon) in degrees."""
+    """[L, 2] (lat, lon) in degrees: of a place's first photo, or as --truth has it."""
+    place_S: Ints
+    """[S] the place of each spot."""
+    spot_deg_S2: Floats
+    """[S, 2] where photos were taken: first the L places' own points, then those of photos that lie elsewhere."""
     origin: Origin
     """What the features are."""
     encoder: str
@@ -59,7 +54,7 @@ class Places:
     left_out: dict[str, int]
     """Rows or locations that train nothing, by reason."""
     digest: str
-    """sha256 of all the above but `encoder`, and of the lengths of the features."""
+    """sha256 of names, points, which row shows which place, and of the lengths of the features."""
 
     def __len__(self) -> int:
         return len(self.name_L)
@@ -87,6 +82,7 @@ def read_places(config: TrainConfig) -> Places:
         InputError: a folder or a column is missing or wrong, nothing has a position, or encoders differ.
         OutputError: the run.json of a folder cannot be read.
     """
+    _check_once(config.embeddings)
     npys: list[Path] = []
     origins: list[Origin] = []
     for folder in config.embeddings:
@@ -106,26 +102,42 @@ def read_places(config: TrainConfig) -> Places:
         place_R, names = np.arange(len(rows.key_R), dtype=np.int64), rows.key_R
     place_R = np.where(rows.has_norm_R, place_R, -1)
     if config.truth:
-        place_R, point_L2 = _stated(config, rows, place_R, names, left_out)
+        found = stated_positions(config, None if config.group_by else rows.shard_R, place_R, names, left_out)
     else:
-        place_R, point_L2 = _own(config, npys, place_R, len(names), left_out)
-    place_R, kept = _renumbered(place_R, len(names))
+        found = own_positions(config, npys, place_R, len(names), left_out)
+    place_R, kept = _renumbered(found.place_R, len(names))
     if not len(kept):
         raise InputError(_nothing(config, left_out))
     if not config.group_by:
         names = _unique_names(rows, kept)
     name_L = names if not config.group_by else names.take(pa.array(kept))
+    point_L2 = found.point_deg_L2[kept]
+    place_S, spot_S2 = _spots(place_R, point_L2, found.point_deg_R2)
     places = Places(
         pairs=rows.pairs,
         place_R=place_R,
         name_L=name_L,
-        point_deg_L2=point_L2[kept],
+        point_deg_L2=point_L2,
+        place_S=place_S,
+        spot_deg_S2=spot_S2,
         origin=origins[0],
         encoder=_encoder_name(config.embeddings[0]),
         left_out={reason: count for reason, count in left_out.items() if count},
         digest="",
     )
     return replace(places, digest=_digest(places))
+
+
+def _check_once(folders: Sequence[str]) -> None:
+    by_path: dict[Path, str] = {}
+    for folder in folders:
+        path = Path(folder).resolve()
+        if path in by_path:
+            raise InputError(
+                f"{by_path[path]} and {folder} are the same folder of embeddings: its photos would count twice; "
+                "give it once"
+            )
+        by_path[path] = folder
 
 
 def _check_origins(folders: Sequence[str], origins: Sequence[Origin]) -> None:
@@ -176,81 +188,6 @@ def _text(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
-def _own(
-    config: TrainConfig, npys: Sequence[Path], place_R: Ints, num_places: int, left_out: dict[str, int]
-) -> tuple[Ints, Floats]:
-    """Positions out of the photos' own metadata: ([R] places, -1 where a row has none; [L, 2] points)."""
-    point_R2 = _own_points(config, npys)
-    has_point_R = np.isfinite(point_R2).all(axis=1)
-    left_out["rows without a position"] = int((~has_point_R).sum())
-    place_R = np.where(has_point_R, place_R, -1)
-    shown_R = np.flatnonzero(place_R >= 0)
-    point_L2 = np.full((num_places, 2), np.nan)
-    # Backwards, so that what stays written is each place's first row.
-    point_L2[place_R[shown_R[::-1]]] = point_R2[shown_R[::-1]]
-    apart_km = haversine_km(point_R2[shown_R], point_L2[place_R[shown_R]])
-    is_apart_L = np.zeros(num_places, dtype=np.bool_)
-    is_apart_L[place_R[shown_R[apart_km > MAX_VIEWS_KM]]] = True
-    left_out[f"locations whose photos lie more than {MAX_VIEWS_KM:g} km apart"] = int(is_apart_L.sum())
-    place_R = np.where((place_R >= 0) & ~is_apart_L[place_R], place_R, -1)
-    return place_R, point_L2
-
-
-def _own_points(config: TrainConfig, npys: Sequence[Path]) -> Floats:
-    """[R, 2] (lat, lon) of every row, NaN where there is none. A pair may lack the columns if others have them."""
-    parts, complaint = [], None
-    for npy in npys:
-        parquet = metadata_path(npy)
-        schema = pq.read_schema(parquet)
-        wanted = ((config.lat,) if config.lat else LAT_NAMES, (config.lon,) if config.lon else LON_NAMES)
-        lowered = {name.strip().lower() for name in schema.names} | set(schema.names)
-        if not all(lowered & set(names) for names in wanted):
-            complaint = complaint or parquet
-            parts.append(np.full((pq.read_metadata(parquet).num_rows, 2), np.nan))
-            continue
-        points = read_points(parquet, lat=config.lat, lon=config.lon)
-        point_N2 = np.full((len(points) + len(points.bad), 2), np.nan)
-        is_good = np.ones(len(point_N2), dtype=np.bool_)
-        is_good[[bad.row for bad in points.bad]] = False
-        point_N2[is_good] = points.point_deg
-        parts.append(point_N2)
-    if complaint is not None and all(np.isnan(part).all() for part in parts):
-        # Its own words say which columns there are.
-        read_points(complaint, lat=config.lat, lon=config.lon)
-    return np.concatenate(parts)
-
-
-def _stated(
-    config: TrainConfig, rows: _Rows, place_R: Ints, names: pa.Array, left_out: dict[str, int]
-) -> tuple[Ints, Floats]:
-    """Positions out of --truth: ([R] places, -1 where a row has none; [L, 2] points)."""
-    source = find_truth(config.truth)
-    columns = [
-        Column(name="key", kind="text", is_required=True),
-        Column(name="shard", kind="text"),
-        Column(name="lat", kind="degrees", written=config.lat, flag="--lat", is_required=True),
-        Column(name="lon", kind="degrees", written=config.lon, flag="--lon", is_required=True),
-    ]
-    truth = read_table(source, columns)
-    looked = look_at(*(np.asarray(pc.fill_null(truth[name], np.nan).to_numpy()) for name in ("lat", "lon")))
-    ours = {"key": names.cast(pa.large_string())}
-    if not config.group_by and rows.shard_R is not None:
-        ours["shard"] = rows.shard_R
-    row_L = match(pa.table(ours), truth, config.embeddings[0], source.name)
-    if not (row_L >= 0).any():
-        kind = f"values of {config.group_by!r}, by which the photos are grouped" if config.group_by else "photos' keys"
-        raise InputError(
-            f"none of the {len(row_L)} places of {config.embeddings[0]} is in --truth {config.truth}: its column key "
-            f"must hold the {kind}, such as {names[0].as_py()!r}"
-        )
-    has_point_L = row_L >= 0
-    has_point_L[has_point_L] = looked.is_place_N[row_L[has_point_L]]
-    left_out["places without a position in --truth"] = int((~has_point_L).sum())
-    point_L2 = np.full((len(names), 2), np.nan)
-    point_L2[has_point_L] = looked.point_deg_N2[row_L[has_point_L]]
-    return np.where((place_R >= 0) & has_point_L[place_R], place_R, -1), point_L2
-
-
 def _renumbered(place_R: Ints, num_places: int) -> tuple[Ints, Ints]:
     """([R] places numbered without gaps, [L] their numbers before), in their order."""
     kept = np.unique(place_R[place_R >= 0])
@@ -258,6 +195,14 @@ def _renumbered(place_R: Ints, num_places: int) -> tuple[Ints, Ints]:
     number[kept] = np.arange(len(kept))
     # Row -1 is the last, which stays -1.
     return number[place_R], kept
+
+
+def _spots(place_R: Ints, point_L2: Floats, point_R2: Floats) -> tuple[Ints, Floats]:
+    """([S] places, [S, 2] points) of the places themselves and of rows that lie elsewhere than their place."""
+    shown_R = np.flatnonzero(place_R >= 0)
+    elsewhere_R = shown_R[(point_R2[shown_R] != point_L2[place_R[shown_R]]).any(axis=1)]
+    place_S = np.concatenate([np.arange(len(point_L2)), place_R[elsewhere_R]])
+    return place_S, np.concatenate([point_L2, point_R2[elsewhere_R]])
 
 
 def _unique_names(rows: _Rows, kept: Ints) -> pa.Array:

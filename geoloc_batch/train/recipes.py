@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from geoloc_batch.errors import PartitionError
+from geoloc_batch.errors import ConfigError, PartitionError
 from geoloc_batch.geo.partition import Partition, load_partition
 from geoloc_batch.train.config import (
     DEFAULT_FUSION,
@@ -74,13 +74,22 @@ def load_cells(paths: Sequence[str]) -> list[Cells]:
 
 
 def recipes_of(config: TrainConfig, all_cells: Sequence[Cells]) -> list[Recipe]:
-    """All combinations; those that store the same features follow one another."""
-    return [
+    """All combinations; those that store the same features follow one another.
+
+    Raises:
+        ConfigError: two of them have one name, and with it one folder.
+    """
+    recipes = [
         Recipe(cells=cells, fusion=fusion, loss=loss, seed=seed)
         for fusion, cells, loss, seed in itertools.product(
             config.fusion or (DEFAULT_FUSION,), all_cells, _losses(config), config.seed or (DEFAULT_SEED,)
         )
     ]
+    names = [recipe.name for recipe in recipes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two heads of this sweep would be trained in one folder, {twice}; leave one of them out")
+    return recipes
 
 
 def _losses(config: TrainConfig) -> Iterator[LossConfig]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geoloc_batch.errors import GeolocError
 from geoloc_batch.geo.metrics import BALSCORE_BANDS_KM, Metrics, balscore, distances_km, summarise
 from geoloc_batch.geo.sphere import points_deg
 from geoloc_batch.train.config import Position
@@ -76,7 +77,11 @@ class Truth:
 
 
 def score(network: Network, features: Features, truth: Truth) -> Scores:
-    """Evaluate a head in fp32, with nothing dropped."""
+    """Evaluate a head in fp32, with nothing dropped.
+
+    Raises:
+        GeolocError: its answers are no numbers.
+    """
     found = [
         decode(network.evaluated(features.fused(place_n)), cell_n, truth.xyz_C3)
         for place_n, cell_n in zip(
@@ -86,6 +91,11 @@ def score(network: Network, features: Features, truth: Truth) -> Scores:
         )
     ]
     best_N, rank_N, mean_N3 = (np.concatenate([part[i].cpu().numpy() for part in found]) for i in range(3))
+    if not np.isfinite(mean_N3).all():
+        raise GeolocError(
+            f"the head's answers to {int((~np.isfinite(mean_N3).all(axis=1)).sum())} of {len(mean_N3)} places are no "
+            "numbers: training has run away; pass a lower --lr, and another --out"
+        )
     top1_deg_N2 = truth.centroid_deg_C2[best_N]
     points_nowhere_N1 = np.linalg.norm(mean_N3, axis=1, keepdims=True) < _MIN_RESULTANT
     mean_deg_N2 = np.where(points_nowhere_N1, top1_deg_N2, points_deg(mean_N3))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from train_samples import DIM, World, make_partition, make_world
 
+from geoloc_batch.errors import ConfigError
 from geoloc_batch.geo.metrics import summarise
 from geoloc_batch.train.batches import Buffers, Mask, epoch_batches
 from geoloc_batch.train.config import FitConfig, TrainConfig
@@ -156,6 +157,18 @@ def test_a_sweep_holds_every_combination_and_lam_only_where_it_has_a_part() -> N
     # Those of one fusion follow one another: the features are stored once for each.
     assert [recipe.fusion for recipe in recipes] == ["feature"] * 8 + ["logit"] * 8
     assert recipes[3].name == "h3_ce-haversine-lam0.01_feature_seed3"
+
+
+def test_no_two_heads_of_a_sweep_share_a_folder() -> None:
+    config = TrainConfig(embeddings=("e",), cells=("c",), out="o", sweep=True, lam=(0.1234567, 0.1234568, 1.0, 0.05))
+    cells = Cells(name="h3", partition=make_partition())
+    names = [recipe.name for recipe in recipes_of(config, [cells])]
+    assert [name.removeprefix("h3_weighted-ce-haversine-lam").split("_")[0] for name in names] == [
+        "0.1234567", "0.1234568", "1", "0.05"
+    ]  # fmt: skip
+    # Whatever else might make them equal.
+    with pytest.raises(ConfigError, match="one folder, h3_weighted-ce-haversine-lam"):
+        recipes_of(config, [cells, cells])
 
 
 @pytest.mark.parametrize(("places", "size"), [(63_315, 1024), (16_000, 1000), (320, 32), (1600, 100)])

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from small_world import tree_bytes
-from train_samples import DIM, NUM_CELLS, World, flags_of, make_partition, make_world, write_photos
+from train_samples import DIM, NUM_CELLS, World, flags_of, make_partition, make_world
 
 from geoloc_batch.cli import main
 from geoloc_batch.geo.ceiling import ceiling
 from geoloc_batch.geo.metrics import distances_km
 from geoloc_batch.geo.partition import Partition, load_partition
 from geoloc_batch.locate.head import load_head
-from geoloc_batch.locate.head_file import TENSORS, read_head, save_head
+from geoloc_batch.locate.head_file import TENSORS, read_head
 from geoloc_batch.train.split import check_leaks
 
 GROUPED = ("--group-by", "spot", "--loss", "weighted-ce")
@@ -168,6 +168,10 @@ def test_a_warm_start_begins_as_the_head_that_it_names(world: World, head: Path,
         torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=1e-6, rtol=1e-6)
     figures = [described(out)["metrics"]["test"]["mean"]["mean_km"] for out in (head, tmp_path / "warm")]
     assert figures[0] == pytest.approx(figures[1], abs=1e-3)
+    # Not the starting head alone: training went on from it.
+    with (tmp_path / "warm" / "metrics.csv").open() as file:
+        found = [float(row["val_mean_mean_km"]) for row in csv.DictReader(file)]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
 
 
 def test_a_sweep_trains_each_combination_on_one_split_and_goes_on_where_it_was_cut_off(
@@ -231,7 +235,7 @@ def test_features_on_disk_and_view_dropout_train_too(world: World, tmp_path: Pat
 
 
 def test_the_splits_of_one_training_serve_another(world: World, head: Path, tmp_path: Path) -> None:
-    own = ("--split-file", head / "splits.parquet", "--split-seed", 99, "--epochs", 1)
+    own = ("--split-file", head / "splits.parquet", "--epochs", 1)
     assert main(flags_of(world, tmp_path / "out", *GROUPED, *own)) == 0
     ours, theirs = read_splits(tmp_path / "out"), read_splits(head)
     assert ours["split"].tolist() == theirs["split"].tolist()
@@ -245,7 +249,13 @@ def test_blocks_keep_train_away_from_test(world: World, tmp_path: Path) -> None:
     points = np.stack([splits["lat"], splits["lon"]], axis=1)
     train, rest = (points[np.isin(splits["split"].astype(str), names)] for names in (["train"], ["val", "test"]))
     assert distances_km(np.repeat(train, len(rest), axis=0), np.tile(rest, (len(train), 1))).min() >= 10
+    assert described(tmp_path / "out")["split"]["buffer_km"] == 10
     assert described(tmp_path / "out")["split"]["left_out"] == int((splits["split"] == None).sum())  # noqa: E711
+
+
+def test_head_json_says_which_buffer_was_kept(world: World, tmp_path: Path) -> None:
+    assert main(flags_of(world, tmp_path / "out", *GROUPED, "--block-km", 50, "--epochs", 1)) == 0
+    assert described(tmp_path / "out")["split"]["buffer_km"] == 25
 
 
 def test_a_head_from_python(world: World, tmp_path: Path) -> None:
@@ -258,80 +268,3 @@ def test_a_head_from_python(world: World, tmp_path: Path) -> None:
     assert trained.heads[0][1]["loss"]["lam"] == 0.02
     located = load_head(tmp_path / "out" / "best.pt", tmp_path / "out" / "geocell_info.json").locate(torch.ones(1, DIM))
     assert located.topk_cell.shape == (1, 5)
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--group-by", "town"], ["'town'", "spot", "--group-by"]),
-        (["--lat", "breite"], ["'breite'", "lat"]),
-        (["--loss", "ce", "--loss", "smooth"], ["--loss was given 2 times", "--sweep"]),
-        (["--loss", "ce", "--lam", 0.01], ["--lam 0.01", "--loss ce", "leave it out"]),
-        (["--fusion", "logit"], ["--fusion logit", "--group-by"]),
-        (["--view-dropout", 0.2], ["--view-dropout 0.2", "--group-by"]),
-        (["--epochs", 0], ["--epochs", "at least 1", "0"]),
-        (["--lr", 0], ["--lr", "above 0"]),
-        (["--dropout", 1], ["--dropout", "below 1"]),
-        (["--shares", 0.5, 0.5, 0.5], ["--shares", "0.5 0.5 0.5", "0.8 0.1 0.1"]),
-        (["--buffer-km", 5], ["--buffer-km 5", "--block-km"]),
-        (["--seed", -1], ["--seed", "-1"]),
-        (["--split-file", "absent.csv"], ["absent.csv"]),
-        (["--truth", "absent.csv"], ["absent.csv", "--truth"]),
-        (["--warm-start", "absent.pt"], ["absent.pt"]),
-        (["--warm-start", "other.pt"], ["other.pt", "5 cells", "9", "--cells"]),
-        (["--warm-start", "narrow.pt"], ["narrow.pt", "7 pooled", "24 pooled"]),
-        (["--cells", "one.json"], ["one.json", "one cell"]),
-        (["--cells", "gap.json"], ["gap.json", "0 to 2", "renumber"]),
-        (["--cells", "absent.json"], ["absent.json"]),
-        (["--nonsense", 1], ["--nonsense"]),
-    ],
-)
-def test_misuse_is_named_exits_with_2_and_writes_nothing(
-    more: list[object],
-    words: list[str],
-    world: World,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Partition(ids=np.arange(1), centroids_deg=np.array([[50.0, 5.0]])).save("one.json")
-    Partition(ids=np.array([0, 1, 7]), centroids_deg=np.full((3, 2), 50.0)).save("gap.json")
-    for name, shape in (("other.pt", (5, DIM)), ("narrow.pt", (NUM_CELLS, 7))):
-        sizes = (torch.ones(shape[1]), torch.ones(shape[1]), torch.ones(shape), torch.ones(shape[0]))
-        save_head(name, dict(zip(TENSORS, sizes, strict=True)))
-    arguments = flags_of(world, tmp_path / "out", *more)
-    if "--cells" in more:
-        arguments[arguments.index(str(world.cells))] = str(more[1])
-        del arguments[-2:]
-    try:
-        code = main(arguments)
-    except SystemExit as stop:  # tyro's own way out
-        code = int(str(stop.code))
-    message = capsys.readouterr().err
-    assert code == 2, message
-    assert all(word in message for word in words), message
-    assert "Traceback" not in message
-    assert not (tmp_path / "out").exists()
-
-
-def test_places_that_cannot_be_split_or_have_no_position_are_refused(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(metas: list[dict[str, object]]) -> str:
-        write_photos(tmp_path / "emb", 0, metas, np.ones((len(metas), DIM), np.float32))
-        out = tmp_path / "out"
-        command = ["train", tmp_path / "emb", "--cells", world.cells, "--out", out]
-        assert main([str(word) for word in command]) == 2
-        assert not out.exists()
-        return capsys.readouterr().err
-
-    assert "has no column lat" in run([{"town": "a"}])
-    assert "--truth" in run([{"lat": None, "lon": 1.0}, {"lat": "x", "lon": 2.0}])
-    # Two places cannot make three splits.
-    assert "val" in run([{"lat": 50.0, "lon": 5.0}, {"lat": 51.0, "lon": 5.0}])
-    missing = ["train", str(tmp_path / "nowhere"), "--cells", str(world.cells), "--out", str(tmp_path / "out")]
-    assert main(missing) == 2
-    assert "holds no embeddings" in capsys.readouterr().err
-    assert main(flags_of(world, world.emb)) == 2
-    assert "was not made by this command" in capsys.readouterr().err
