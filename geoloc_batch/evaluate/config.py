@@ -39,7 +39,8 @@ class EvaluateConfig:
     """Count a distance of exactly the threshold as outside (<), as OSV-5M and PIGEON do. Without it, as inside (<=), as
     GeoEstimation and GeoCLIP do."""
     key_column: str = "key"
-    """Column of the truth that names the photo: its path in the shard without the last extension."""
+    """Column of the truth that names the photo: its path in the shard without the last extension. For predictions of
+    locations the one that names these: rows of one key that agree count once, so a table of photos will do."""
     lat_column: str = "lat"
     """Column of the truth with degrees of latitude. Without --truth, NAME stands for meta_NAME."""
     lon_column: str = "lon"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from geoloc_batch.errors import InputError
 from geoloc_batch.evaluate.config import EvaluateConfig
-from geoloc_batch.evaluate.keys import Ints, check_unique, match
+from geoloc_batch.evaluate.keys import Ints, check_unique, match, merge_repeats
 from geoloc_batch.evaluate.places import Places, look_at
 from geoloc_batch.evaluate.progress import Progress
 from geoloc_batch.evaluate.sources import Source, find_predictions, find_truth
@@ -45,6 +45,8 @@ class Pairs:
     """[N]"""
     row_N: Ints
     """[N] the row of the predictions, -1 where there is none."""
+    num_repeats: int = 0
+    """Rows of the truth that said again what an earlier one of their key says; they are not among its rows."""
     error_rows: int = 0
     """Photos of the run that gave no prediction, where the truth is the predictions' own."""
     has_own_truth: bool = False
@@ -57,7 +59,8 @@ def read_pairs(config: EvaluateConfig) -> Pairs:
     """Read what the config names.
 
     Raises:
-        InputError: a file or a column is missing or of the wrong kind, or a key is empty or stands twice.
+        InputError: a file or a column is missing or of the wrong kind, or a key is empty, or stands twice and is no
+            agreeing repeat in the truth.
         ConfigError: one of several heads must be chosen.
     """
     predictions = find_predictions(config.predictions, config.head)
@@ -79,13 +82,16 @@ def _with_truth(config: EvaluateConfig, source: Source) -> Pairs:
     table = read_table(given, [*columns, *more, *wanted_split])
     if config.split:
         table = _of_split(table, config.split, given.name)
-    truth = _side(f"{given.name}, split {config.split}" if config.split else given.name, table)
+    name = f"{given.name}, split {config.split}" if config.split else given.name
     # The cells of millions of rows are not read where nothing can be said of them.
-    wants_cells = config.cells or "cell" in truth.table.column_names
+    wants_cells = config.cells or "cell" in table.column_names
     wanted = [_KEY, _SHARD, *_PLACE, *(_CELLS if wants_cells else ())]
     predictions = _side(source.name, read_table(source, wanted))
+    agreeing = [column for column in ("lat", "lon", "cell") if column in table.column_names]
+    table, num_repeats = merge_repeats(table, predictions.table, name, agreeing)
+    truth = _side(name, table)
     row_N = match(truth.table, predictions.table, truth.name, predictions.name)
-    return Pairs(predictions=predictions, truth=truth, row_N=row_N, progress=source.progress)
+    return Pairs(predictions=predictions, truth=truth, row_N=row_N, num_repeats=num_repeats, progress=source.progress)
 
 
 def _of_split(table: pa.Table, split: str, name: str) -> pa.Table:

@@ -65,6 +65,8 @@ def warnings_of(pairs: Pairs, counts: Counts, swap: Swap | None) -> tuple[str, .
 def _warnings(pairs: Pairs, counts: Counts, swap: Swap | None) -> Iterator[str]:
     if swap:
         yield _swap_words(pairs, swap)
+    if pairs.num_repeats:
+        yield f"{pairs.truth.name}: {pairs.num_repeats} rows say again what an earlier row of their key says: left out"
     for side, role in ((pairs.truth, "truth"), (pairs.predictions, "predictions")):
         becomes = "left out" if role == "truth" else "counted as not predicted"
         places = side.places

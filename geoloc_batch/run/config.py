@@ -77,7 +77,8 @@ class PredictConfig:
     """Write the embeddings too, in the same pass."""
     group_by: str = ""
     """The member of the photos' json that names their location (nested members with dots): one row for each location,
-    from all of its photos. From shards these must lie in one shard; --from-embeddings finds them wherever they are."""
+    from all of its photos. From shards these must lie in one shard; --from-embeddings finds them wherever they are.
+    The numbers 7 and 7.0 and the text 7 name one location, the text 7.0 another."""
     locate: LocateConfig = field(default_factory=LocateConfig)
     run: RunConfig = field(default_factory=RunConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -158,6 +159,8 @@ class PhotoPlace:
     prob: float = float("nan")
     spread_km: float = float("nan")
     error: str = ""
+    num_views: int | None = None
+    """Photos behind it, where they are grouped by location: `photo` is the location's name then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+
+import pyarrow.parquet as pq
 
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS
 from geoloc_batch.locate.locator import Locator
@@ -14,7 +17,9 @@ from geoloc_batch.run.sources import FeatureSource
 from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.run.workers import StopSignal, Worker
 from geoloc_batch.store.ledger import Ledger, Totals
+from geoloc_batch.store.plan import read_plan
 from geoloc_batch.store.scattered import find_scattered
+from geoloc_batch.store.tables import errors_path
 
 log = logging.getLogger("geoloc_batch")
 
@@ -52,6 +57,8 @@ def drive(
         log.warning(
             "%d units of %s were never done: run the command that made it again", totals.units - totals.done, ledger.out
         )
+    if outputs.group_by:
+        _tell_without_locations(ledger, totals, outputs.group_by)
     exit_code = _exit_code(totals, run.max_error_rate)
     if exit_code != EXIT_INCOMPLETE and outputs.group_by and _has_scattered(ledger, outputs):
         exit_code = EXIT_WITH_ERRORS
@@ -78,9 +85,30 @@ def _exit_code(totals: Totals, max_error_rate: float) -> int:
     return EXIT_COMPLETE
 
 
+def _tell_without_locations(ledger: Ledger, totals: Totals, field: str) -> None:
+    """Say so where no photo at all has the field that names its location."""
+    if totals.rows or not totals.errors:
+        return
+    stages: set[str] = set()
+    for unit in ledger.units:
+        path = ledger.out / errors_path(unit.index)
+        # A unit that is not done, or that nothing could be read of, has none.
+        with contextlib.suppress(FileNotFoundError):
+            stages.update(pq.ParquetFile(path).read(["stage"])["stage"].unique().to_pylist())
+    # One that a head could not place had a location.
+    if "group" in stages and "locate" not in stages:
+        log.warning(
+            "no photo that could be read has %r in its json: there is not one location, and %s holds error rows alone. "
+            "Name what tells locations apart with --group-by, and another --out",
+            field,
+            ledger.out,
+        )
+
+
 def _has_scattered(ledger: Ledger, outputs: Outputs) -> bool:
     """Whether locations have rows in several units; it is told, since each row knows the photos of its unit alone."""
-    units = [unit for unit in ledger.units if unit.kind == "shard"]
+    # Of earlier calls too: one row each is what OUT as a whole is asked for.
+    units = [unit for unit in read_plan(ledger.out)[0] if unit.kind == "shard"]
     found = find_scattered(ledger.out, units, outputs.trees[0])
     if found is None:
         return False

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from geoloc_batch.geo.located import Located
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.records import Sample, Unit, UnitEnd
-from geoloc_batch.run.grouping import NOT_FINITE, row_error
+from geoloc_batch.run.grouping import NOT_FINITE, FieldWatch, row_error
 from geoloc_batch.run.lanes import Lane
 from geoloc_batch.run.open_unit import OpenUnit, Outputs
 from geoloc_batch.run.sources import FeatureBatch, FeatureSource
@@ -63,6 +63,7 @@ class Engine:
         self._locators = locators
         # What is grouped waits for all photos of its unit.
         self._at_once = () if outputs.group_by else locators
+        self._field_watch = FieldWatch(outputs.group_by)
         self._telemetry = telemetry
         self._stop = stop
         self._can_widen = False
@@ -179,6 +180,7 @@ class Engine:
             self._aside[index] = unit
         else:
             if self._outputs.group_by:
+                self._field_watch.look(unit.execution.unit, unit.samples)
                 with self._telemetry.stage("locate"):
                     refused = unit.group(self._outputs.group_by, self._locators)
                 self._telemetry.count(rows=-refused, errors=refused)

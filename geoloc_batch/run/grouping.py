@@ -5,6 +5,7 @@ Shape letters: V views, sorted by location, L locations, D features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,11 +16,41 @@ from numpy.typing import NDArray
 from geoloc_batch.geo.located import Located, Views
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.locate.views import LocatedViews
-from geoloc_batch.records import RowError, Sample
+from geoloc_batch.records import RowError, Sample, Unit
 from geoloc_batch.store.locations import location_name
 from geoloc_batch.store.metadata import agreed, flatten
 
+log = logging.getLogger("geoloc_batch")
+
 NOT_FINITE = "the head's probabilities are not finite"
+_MAX_MEMBERS = 30
+
+
+class FieldWatch:
+    """Tells at once, and once, of a unit in which no photo has the field that names its location.
+
+    Nothing is refused: shards may differ, and those that lack it may have come first.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._has_told = False
+
+    def look(self, unit: Unit, samples: Sequence[Sample]) -> None:
+        """Look at the good photos of a whole unit before they are grouped."""
+        if self._has_told or not samples or any(_name(sample, self._field) is not None for sample in samples):
+            return
+        self._has_told = True
+        members = list(dict.fromkeys(name for sample in samples for name in flatten(sample.meta) or ()))
+        there = f"are {', '.join(members[:_MAX_MEMBERS])}" if members else "is nothing"
+        log.warning(
+            "none of the %d photos of %s has %r in its json, by which locations are to be told apart; there %s. Each "
+            "becomes an error row: if that is not what --group-by was to be, stop, and take another --out",
+            len(samples),
+            unit.shard,
+            self._field,
+            there,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, ConfigError, OutputError
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.locate.requests import find_requests
-from geoloc_batch.model.config import STREETCLIP
+from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.records import Unit
 from geoloc_batch.run.command import read_command, record_command
@@ -33,6 +33,7 @@ from geoloc_batch.run.stored import predict_stored
 from geoloc_batch.run.workers import StopSignal, Worker, this_worker
 from geoloc_batch.store.ledger import Ledger
 from geoloc_batch.store.pin import read_config, refuse_object_store
+from geoloc_batch.stream.config import StreamConfig
 from geoloc_batch.stream.shards import expand_shards, plan_units
 
 log = logging.getLogger("geoloc_batch")
@@ -55,13 +56,29 @@ def predict(config: PredictConfig, *, inputs: Sequence[str] = ()) -> Summary:
         # A photo that is misspelt needs no --out: what is absent is told first.
         expand_shards(config.shards)
         raise OutputError("--out is missing: name the folder for the predictions")
-    # Of an encoder that is the default one nobody knows whether it was given, and nothing is lost.
-    if config.from_embeddings and config.encoder.encoder != STREETCLIP:
-        raise ConfigError(f"--encoder {config.encoder.encoder} has no part in --from-embeddings; leave it out")
+    if config.from_embeddings:
+        _refuse_idle(config)
     with StopSignal() as stop:
         if config.from_embeddings:
             return predict_stored(config, stop)
         return _PhotoJob(config, inputs).execute(stop)
+
+
+def _refuse_idle(config: PredictConfig) -> None:
+    """Raise ConfigError for flags that only reading and encoding photos heeds. A default is nothing that was given."""
+    # 0 is auto, spelt otherwise. Of another tool's folder nobody knows the tap.
+    encoder = dataclasses.replace(config.encoder, batch_size=config.encoder.given_batch_size or "auto", tap="pooled")
+    idle = [
+        f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for part, default in ((encoder, EncoderConfig()), (config.stream, StreamConfig()))
+        for field in dataclasses.fields(part)
+        if (value := getattr(part, field.name)) != getattr(default, field.name)
+    ]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)}: no part in --from-embeddings, which reads and encodes no photo; leave "
+            f"{'it' if len(idle) == 1 else 'them'} out"
+        )
 
 
 def retry(config: RetryConfig) -> Summary:

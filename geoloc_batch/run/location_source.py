@@ -5,7 +5,6 @@ Shape letters: V views, N rows, D features.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -19,11 +18,8 @@ from geoloc_batch.run.grouping import no_location, row_error
 from geoloc_batch.run.sources import FeatureBatch, Items
 from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.run.transfer import Features, Landed
-from geoloc_batch.store.features import StoredFeatures, read_features
+from geoloc_batch.run.view_window import ViewWindow, read_pair
 from geoloc_batch.store.locations import Locations
-
-# Metadata of so many rows stay in memory: locations that lie near one another in the plan often share their pairs.
-_MAX_CACHED_ROWS = 1 << 20
 
 
 class LocationSource:
@@ -38,7 +34,7 @@ class LocationSource:
 
     def __init__(self, locations: Locations) -> None:
         self._locations = locations
-        self._pairs: OrderedDict[int, StoredFeatures] = OrderedDict()
+        self._window = ViewWindow(locations)
 
     def features(self, units: Iterable[Unit | None], telemetry: Telemetry) -> Items:
         """As the protocol says. A unit is read whole or, where a pair cannot be read, not at all: a unit error."""
@@ -61,23 +57,24 @@ class LocationSource:
         """The views of a unit's locations, by location, then as they stand in the pairs."""
         locations = self._locations
         assert unit.stop is not None
+        self._window.move(unit.start, unit.stop)
         first, last = locations.offset_L1[[unit.start, unit.stop]].tolist()
         pair_V, row_V = locations.view_pair_V[first:last], locations.view_row_V[first:last]
         features_VD: NDArray[np.float32] | None = None
         by_view: dict[int, Sample] = {}
         for pair in np.unique(pair_V).tolist():
             here = np.flatnonzero(pair_V == pair)
-            stored = self._pair(pair)
-            part = stored.features_at(row_V[here])
+            part = self._window.part(pair)
+            of_pair_ND = part.features_at(row_V[here])
             if features_VD is None:
-                features_VD = np.empty((last - first, stored.num_features), dtype=np.float32)
-            if part.shape[1] != features_VD.shape[1]:
+                features_VD = np.empty((last - first, of_pair_ND.shape[1]), dtype=np.float32)
+            if of_pair_ND.shape[1] != features_VD.shape[1]:
                 raise InputError(
-                    f"{stored.npy} holds features of {part.shape[1]} numbers, others of its folder "
+                    f"{part.stored.npy} holds features of {of_pair_ND.shape[1]} numbers, others of its folder "
                     f"{features_VD.shape[1]}; keep the embeddings of each encoder in a folder of their own"
                 )
-            features_VD[here] = part
-            by_view |= zip(here.tolist(), stored.samples_at(unit, row_V[here]), strict=True)
+            features_VD[here] = of_pair_ND
+            by_view |= zip(here.tolist(), part.samples_at(unit, row_V[here]), strict=True)
         assert features_VD is not None
         counts = np.diff(locations.offset_L1[unit.start : unit.stop + 1])
         names = locations.names.take(np.repeat(np.arange(unit.start, unit.stop), counts)).to_pylist()
@@ -88,18 +85,5 @@ class LocationSource:
         for pair, location_N in enumerate(self._locations.location_of):
             rows = np.flatnonzero(location_N < 0)
             if len(rows):
-                for sample in self._pair(pair).samples_at(unit, rows):
+                for sample in read_pair(self._locations, pair).samples_at(unit, rows):
                     yield row_error(sample, "group", no_location(self._locations.field))
-
-    def _pair(self, pair: int) -> StoredFeatures:
-        """An open pair, from the few that were used last."""
-        stored = self._pairs.pop(pair, None)
-        if stored is None:
-            stored = read_features(self._locations.npys[pair])
-            num_rows = len(self._locations.location_of[pair])
-            if stored.num_rows < num_rows:
-                raise InputError(f"{stored.npy} has become shorter since it was looked at; write it again")
-        self._pairs[pair] = stored
-        while len(self._pairs) > 1 and sum(kept.num_rows for kept in self._pairs.values()) > _MAX_CACHED_ROWS:
-            self._pairs.popitem(last=False)
-        return stored

@@ -1,7 +1,8 @@
-"""`geoloc predict holiday.jpg`: photos packed on the fly, their places read back for a table."""
+"""`geoloc predict holiday.jpg`: photos packed on the fly, and what comes of them."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -10,23 +11,25 @@ import itertools
 import json
 import os
 import shutil
+import tarfile
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, ConfigError, InputError, OutputError
 from geoloc_batch.locate.requests import find_requests
 from geoloc_batch.run import jobs
 from geoloc_batch.run.config import PhotoPlace, PredictConfig, RetryConfig, Summary
+from geoloc_batch.run.photo_places import format_table, read_errors, read_places
+from geoloc_batch.store.locations import location_name
+from geoloc_batch.store.metadata import flatten
 from geoloc_batch.store.pin import PACKED, refuse_foreign
 from geoloc_batch.stream.pack import pack
 from geoloc_batch.stream.packing.meta import IMAGE_EXTENSIONS
 from geoloc_batch.stream.shards import SHARD_ENDINGS
+
+__all__ = ["format_table", "predict", "retry"]
 
 MAX_SHOWN = 50
 _SMALL_BATCH = 32
@@ -36,41 +39,12 @@ _LISTING = "listing.json"
 def predict(config: PredictConfig) -> Summary:
     """Locate photos, or the photos of shards, whichever the inputs are; see geoloc_batch.run.jobs.predict."""
     photos = _photo_inputs(config.shards)
-    if photos and config.group_by:
-        raise ConfigError(
-            f"--group-by {config.group_by}: photos that are given as files have no json that names their location; "
-            f"pack them from a table with that column (geoloc pack TABLE --out SHARDS), then predict the shards"
-        )
     return _predict_photos(config, photos) if photos else jobs.predict(config)
 
 
 def retry(config: RetryConfig) -> Summary:
     """Retry a run, see geoloc_batch.run.jobs.retry; photos that could not be packed on the fly count as they did."""
     return _with_skipped(jobs.retry(config), _skipped(Path(config.out) / PACKED))
-
-
-def format_table(summary: Summary) -> str:
-    """The places of a summary as lines for a terminal, and how many photos are not among them."""
-    places = summary.places
-    if not places:
-        return "no photo was located"
-    width = max(len("photo"), *(len(place.photo) for place in places))
-    lines = [f"{'photo':<{width}}  {'lat':>9}  {'lon':>10}  {'sure':>6}  {'spread':>8}  cell"]
-    for place in places:
-        if place.error:
-            lines.append(f"{place.photo:<{width}}  {place.error}")
-        else:
-            lines.append(
-                f"{place.photo:<{width}}  {place.lat:9.4f}  {place.lon:10.4f}  {place.prob:6.1%}  "
-                f"{place.spread_km:5.0f} km  {place.cell}  {place.head}".rstrip()
-            )
-    # Not by their names: a photo may have been given twice.
-    per_head = Counter(place.head for place in places if not place.error)
-    more = summary.samples - sum(bool(place.error) for place in places) - max(per_head.values(), default=0)
-    if more > 0:
-        remedy = "all of them are in the predictions of --out" if summary.out else "pass --out to keep all of them"
-        lines.append(f"... and {more} more; {remedy}")
-    return "\n".join(lines)
 
 
 def _photo_inputs(inputs: Sequence[str]) -> list[str]:
@@ -124,7 +98,10 @@ def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
     # Before photos are packed: a head that is misspelt is told at once.
     find_requests(config.locate)
     with _folder(config.out) as out:
+        is_packed = (out / PACKED).exists()
         num_packed = _pack_once(photos, out)
+        if config.group_by:
+            _check_locations(out, config.group_by, is_packed=is_packed)
         skipped = _skipped(out / PACKED)
         encoder = config.encoder
         if encoder.given_batch_size is None:
@@ -132,7 +109,7 @@ def _predict_photos(config: PredictConfig, photos: Sequence[str]) -> Summary:
             encoder = dataclasses.replace(encoder, batch_size=min(_SMALL_BATCH, max(1, num_packed)))
         located = dataclasses.replace(config, shards=(str(out / PACKED),), out=str(out), encoder=encoder)
         summary = jobs.predict(located, inputs=[str(Path(text).absolute()) for text in photos])
-        told = itertools.chain(_read_errors(out), _read_places(out, MAX_SHOWN), ([place] for place in skipped))
+        told = itertools.chain(read_errors(out), read_places(out, MAX_SHOWN), ([place] for place in skipped))
         places = itertools.chain.from_iterable(itertools.islice(told, MAX_SHOWN))
         return dataclasses.replace(_with_skipped(summary, skipped), out=config.out, places=tuple(places))
 
@@ -177,6 +154,28 @@ def _pack_once(photos: Sequence[str], out: Path) -> int:
     return int(before["photos"])
 
 
+def _check_locations(out: Path, field: str, *, is_packed: bool) -> None:
+    """Raise ConfigError where no packed photo's json names a location; what was packed for this run goes."""
+    members: dict[str, None] = {}
+    for shard in sorted((out / PACKED).glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (file := tar.extractfile(member)):
+                    flat = flatten(file.read()) or {}
+                    if location_name(flat.get(field)) is not None:
+                        return
+                    members.update(dict.fromkeys(flat))
+    if not is_packed:
+        shutil.rmtree(out / PACKED)
+        with contextlib.suppress(OSError):
+            out.rmdir()
+    raise ConfigError(
+        f"--group-by {field}: none of the photos has a json beside it (photo.json beside photo.jpg) that has {field!r} "
+        f"and so names its location; what is known of them is {', '.join(list(members)[:30])}. Name one of these, or "
+        f"pack the photos from a table with that column (geoloc pack TABLE --out SHARDS), then predict the shards"
+    )
+
+
 def _listing(photos: Sequence[str]) -> str:
     """A hash of which files the inputs hold, by name, size and time."""
     told = hashlib.sha256()
@@ -207,39 +206,3 @@ def _folder(out: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="geoloc-") as folder:
         yield Path(folder) / "out"
-
-
-def _read_errors(out: Path) -> Iterator[list[PhotoPlace]]:
-    for path in sorted(out.glob("errors/*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            yield [PhotoPlace(photo=row["key"], error=f"{row['stage']}: {row['message']}")]
-
-
-def _read_places(out: Path, max_photos: int) -> Iterator[list[PhotoPlace]]:
-    """The first photos, each with what every head says of it."""
-    trees: dict[Path, list[Path]] = {}
-    for path in sorted(out.glob("**/predictions/*.parquet")):
-        trees.setdefault(path.parents[1].relative_to(out), []).append(path)
-    photos: dict[tuple[str, int], list[PhotoPlace]] = {}
-    for tree, paths in trees.items():
-        for row in _first_rows(paths, max_photos):
-            place = PhotoPlace(
-                photo=str(row.get("meta_path") or row["key"]),
-                head="" if tree == Path() else tree.as_posix(),
-                lat=row["lat"],
-                lon=row["lon"],
-                cell=row["cell"],
-                prob=row["prob"],
-                spread_km=row["spread_km"],
-            )
-            photos.setdefault((row["shard"], row["row"]), []).append(place)
-    yield from photos.values()
-
-
-def _first_rows(paths: Sequence[Path], max_rows: int) -> Iterator[dict[str, Any]]:
-    for path in paths:
-        rows = pq.read_table(path).slice(0, max_rows).to_pylist()
-        yield from rows
-        max_rows -= len(rows)
-        if not max_rows:
-            return

@@ -23,7 +23,7 @@ from geoloc_batch.run.transfer import Features, Flight, Landed, transfer_for
 from geoloc_batch.run.workers import StopSignal
 from geoloc_batch.store.features import read_features
 from geoloc_batch.store.pin import RUN_FILE, read_config
-from geoloc_batch.store.status import status
+from geoloc_batch.store.remains import find_remains
 from geoloc_batch.stream.batches import Batch, BatchStream
 from geoloc_batch.stream.config import StreamConfig
 
@@ -130,7 +130,9 @@ class Origin:
     encoder_sha256: str | None
     """None for a folder that another tool wrote."""
     num_missing: int = 0
-    """Units of the run that wrote it which are not there yet."""
+    """Units of the run that wrote it which are not there: not done yet, or done and with files that are gone."""
+    lost: str = ""
+    """The first of the files that are gone."""
 
 
 def origin_of(folder: str | Path, units: Sequence[Unit], *, tap: str) -> Origin:
@@ -143,12 +145,13 @@ def origin_of(folder: str | Path, units: Sequence[Unit], *, tap: str) -> Origin:
     dim = read_features(units[0].source).num_features
     if not (Path(folder) / RUN_FILE).is_file():
         return Origin(dim=dim, tap=tap, encoder_sha256=None)
-    config, run = read_config(Path(folder)), status(folder)
+    config, remains = read_config(Path(folder)), find_remains(Path(folder))
     return Origin(
         dim=dim,
         tap=str(config["tap"]),
         encoder_sha256=str(config["encoder_sha256"]),
-        num_missing=run.units - run.done,
+        num_missing=remains.num_undone + remains.num_harmed,
+        lost=remains.lost,
     )
 
 

@@ -16,8 +16,9 @@ from geoloc_batch.run.config import PredictConfig, Summary
 from geoloc_batch.run.drive import Adopt, drive
 from geoloc_batch.run.location_source import LocationSource
 from geoloc_batch.run.parts import locators_of, outputs_of, pinned_of
-from geoloc_batch.run.sources import FeatureSource, StoredSource, origin_of
+from geoloc_batch.run.sources import FeatureSource, Origin, StoredSource, origin_of
 from geoloc_batch.run.workers import StopSignal, this_worker
+from geoloc_batch.store.doubled import refuse_doubled
 from geoloc_batch.store.features import plan_embeddings, read_features
 from geoloc_batch.store.ledger import Ledger
 from geoloc_batch.store.locations import Locations, index_locations, plan_locations
@@ -25,7 +26,7 @@ from geoloc_batch.store.pin import RUN_FILE, read_config
 
 log = logging.getLogger("geoloc_batch")
 
-_HALF_THERE = "%s is not complete: %d of its units are missing; finish it, then run the same command again"
+_HALF_THERE = "%s is not complete: %d of its units are missing; %s, then run the same command again"
 
 
 def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None = None) -> Summary:
@@ -43,7 +44,7 @@ def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None 
     is_incomplete = origin.num_missing > 0 and limit is None
     if is_incomplete and config.group_by:
         # A location may be there by half: nothing of it may be published.
-        log.warning(_HALF_THERE, folder, origin.num_missing)
+        log.warning(_HALF_THERE, folder, origin.num_missing, _remedy(folder, origin))
         return _nothing_yet(config)
     locators = locators_of(
         config.locate,
@@ -62,6 +63,7 @@ def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None 
     units: Sequence[Unit] = pairs
     source: FeatureSource = StoredSource(worker.device)
     if config.group_by:
+        refuse_doubled([pair.source for pair in pairs], limit=limit)
         locations = index_locations([pair.source for pair in pairs], config.group_by, limit=limit)
         units = plan_locations(folder, locations, row_bytes=read_features(pairs[0].source).row_bytes)
         source = LocationSource(locations)
@@ -75,9 +77,16 @@ def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None 
         adopt = adopt or partial(Ledger.adopt_plan, units=units)
         summary = drive(ledger, adopt, source, outputs, locators, config.run, worker, stop)
     if is_incomplete:
-        log.warning(_HALF_THERE, folder, origin.num_missing)
+        log.warning(_HALF_THERE, folder, origin.num_missing, _remedy(folder, origin))
         return dataclasses.replace(summary, exit_code=EXIT_INCOMPLETE)
     return summary
+
+
+def _remedy(folder: str, origin: Origin) -> str:
+    """How a folder becomes whole."""
+    if not origin.lost:
+        return "finish it"
+    return f"{origin.lost} is gone: `geoloc verify {folder}` names what is, and how it is made again; mend it"
 
 
 def _nothing_yet(config: PredictConfig) -> Summary:

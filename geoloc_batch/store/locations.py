@@ -70,8 +70,8 @@ def index_locations(npys: Sequence[Path | str], field: str, *, limit: int | None
 
     Args:
         npys: the features of each pair, as `plan_embeddings` lists them.
-        field: a member of the photos' json, nested members with dots. 7 and "7" name the same location, an empty text
-            or NaN none.
+        field: a member of the photos' json, nested members with dots. 7, 7.0 and "7" name the same location, the text
+            "7.0" another, an empty text or NaN none.
         limit: take the first so many rows alone.
 
     Raises:
@@ -138,13 +138,14 @@ def _as_text(values: pa.Array) -> pa.Array:
 
 
 def location_name(value: Scalar) -> str | None:
-    """The name of a location by a member of a photo's json; None where it names none."""
-    if value is None or value == "" or value != value:
+    """The name of a location by a member of a photo's json; None where it names none.
+
+    A number is named as `metadata.number_text` spells it, which is also how it stands in a column of text. Text is a
+    name as it is: "7" is that of the number 7, and "7.0" another.
+    """
+    if value is None or value == "":
         return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    # In some shards all numbers are whole, in others not: 7 and 7.0 are one location.
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else metadata.number_text(value)
 
 
 def _no_field(paths: Sequence[Path], field: str) -> str:

@@ -1,13 +1,15 @@
 """The samples' json as table columns, and back.
 
 A nested object is flattened with dots; a list, or an object without members, stands as its JSON text. A column is
-int64, double (integers and floats mixed), bool, or string (everything else, numbers then as their JSON text); what is
-absent is null. A json that cannot be read, or is no object, keeps its text in the column `json`.
+int64, double (integers and floats mixed, where no digit is lost by it), bool, or string (everything else, numbers then
+as `number_text` spells them); what is absent is null. A json that cannot be read, or is no object, keeps its text in
+the column `json`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -116,12 +118,21 @@ def _array(values: Sequence[Scalar]) -> pa.Array:
         return pa.array(values, pa.int64())
     if kinds == {float} or (kinds == {int, float} and all(_fits_double(value) for value in values)):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    texts = [value if value is None or isinstance(value, str) else number_text(value) for value in values]
     return pa.array(texts, pa.string())
 
 
+def number_text(value: bool | int | float) -> str | None:
+    """A number as text, None for NaN. Equal numbers have one spelling: 7 and 7.0 are 7, and so in whatever column."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return json.dumps(value)
+
+
 def _fits_double(value: Scalar) -> bool:
-    return not isinstance(value, int) or value in INT64
+    return not isinstance(value, int) or (value in INT64 and int(float(value)) == value)
 
 
 def restore(table: pa.Table, drop: Iterable[str]) -> list[bytes]:

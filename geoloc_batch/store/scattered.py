@@ -31,8 +31,8 @@ def find_scattered(out: Path, units: Sequence[Unit], tree: str = "") -> Scattere
     """Look through the keys of grouped predictions; None where each location has one row.
 
     Args:
-        out: of a run in which the units are done.
-        units: those that were given, in the order of the plan.
+        out: of a run.
+        units: in the order of the plan; those that are not done count for nothing.
         tree: the folder of one of several heads.
 
     Raises:
@@ -59,11 +59,11 @@ def find_scattered(out: Path, units: Sequence[Unit], tree: str = "") -> Scattere
 
 def _keys(out: Path, unit: Unit, tree: str) -> list[str]:
     path = out / predictions_path(unit.index, tree)
-    if not path.is_file():
-        # A unit without a good photo.
-        return []
     try:
         keys: list[str] = pq.ParquetFile(path).read(["key"])["key"].to_pylist()
         return keys
+    except FileNotFoundError:
+        # A unit without a good photo, or one that is not done.
+        return []
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {error}; see `geoloc verify`") from error

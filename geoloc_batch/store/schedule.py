@@ -39,7 +39,10 @@ class Schedule:
         known = [unit.num_bytes for unit in units if unit.num_bytes > 0]
         # A source of unknown size is taken for a middling one.
         self._usual_bytes = max(mean(known), 1.0) if known else 1.0
-        self._fresh = deque(self._largest_first(unit for unit in units if unit.index not in done))
+        fresh = [unit for unit in units if unit.index not in done]
+        # Of locations, which were cut alike, a reader knows what comes next.
+        is_even = all(unit.kind == "locations" for unit in fresh)
+        self._fresh = deque(fresh if is_even else self._largest_first(fresh))
         self._taken: dict[int, Unit] = {}
         self._paces: deque[float] = deque(maxlen=MAX_PACES)
 

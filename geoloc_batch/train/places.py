@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from geoloc_batch.errors import InputError, OutputError
 from geoloc_batch.run.command import read_command
 from geoloc_batch.run.sources import Origin, origin_of
+from geoloc_batch.store.doubled import refuse_doubled
 from geoloc_batch.store.features import StoredFeatures, plan_embeddings, read_features
 from geoloc_batch.store.locations import index_locations
 from geoloc_batch.train.config import TrainConfig
@@ -79,7 +80,8 @@ def read_places(config: TrainConfig) -> Places:
     """Read which places the embeddings show.
 
     Raises:
-        InputError: a folder or a column is missing or wrong, nothing has a position, or encoders differ.
+        InputError: a folder or a column is missing or wrong, a photo stands in two pairs, nothing has a position, or
+            encoders differ.
         OutputError: the run.json of a folder cannot be read.
     """
     _check_once(config.embeddings)
@@ -92,6 +94,7 @@ def read_places(config: TrainConfig) -> Places:
         if origins[-1].num_missing:
             log.warning("%s is not complete: %d of its units are missing", folder, origins[-1].num_missing)
     _check_origins(config.embeddings, origins)
+    refuse_doubled(npys)
     rows = _read_rows(npys, origins[0].dim)
     left_out = {"rows without a length that could restore their features": int((~rows.has_norm_R).sum())}
     if config.group_by:

@@ -145,9 +145,35 @@ def test_a_mere_guesser_is_not_taken_for_swapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", ["truth", "predictions"])
 def test_a_key_that_stands_twice_is_named(tmp_path: Path, side: str) -> None:
     twice = {"key": ["a", "b", "c", "b", "a"], "lat": [1, 2, 3, 4, 5], "lon": [1, 2, 3, 4, 5]}
-    words = r"the key 'b' stands twice, in row 2 and in row 4; 2 rows repeat an earlier key; keep one row of each"
+    how = " with another lat or lon" if side == "truth" else ""
+    words = f"the key 'b' stands twice{how}, in row 2 and in row 4; 2 rows repeat an earlier key{how}; keep one row"
     with pytest.raises(InputError, match=("t" if side == "truth" else "p") + r"\.csv: " + words):
         compare(tmp_path, *((GOOD, twice) if side == "truth" else (twice, GOOD)))
+
+
+def test_a_truth_of_photos_is_one_of_locations_where_the_rows_of_each_agree(tmp_path: Path) -> None:
+    truth = {
+        "path": ["1", "2", "3", "4", "5", "6", "7"],
+        "place": ["d", "a", "d", "b", "a", "c", "d"],
+        "lat": [4, 1, 4, 2, 1, None, 4],
+        "lon": [7, 7, 7, 7, 7, 7, 7],
+        "cell": [None, 5, None, 6, 5, 7, None],
+    }
+    found = compare(tmp_path, GOOD, truth, key_column="place")
+    once = {name: [values[row] for row in (0, 1, 3, 5)] for name, values in truth.items()}
+    assert found.metrics == compare(tmp_path, GOOD, once, key_column="place").metrics
+    assert (found.counts.truth, found.counts.truth_without_place, found.metrics.rows) == (4, 1, 3)
+    assert any("3 rows say again what an earlier row of their key says" in warning for warning in found.warnings)
+    for column, other in (("lat", None), ("lon", 7.5), ("cell", 4)):
+        changed = {**truth, column: [*truth[column][:6], other]}
+        with pytest.raises(InputError, match=r"'d' stands twice with another .* row 1 and in row 7; 1 rows repeat"):
+            compare(tmp_path, GOOD, changed, key_column="place")
+
+
+def test_keys_of_two_shards_that_agree_stay_two_where_both_tables_have_shards(tmp_path: Path) -> None:
+    both = {"key": ["a", "a"], "shard": ["x", "y"], "lat": [1, 1], "lon": [1, 1]}
+    assert compare(tmp_path, both, both).counts.truth == 2
+    assert compare(tmp_path, {"key": ["a"], "lat": [1], "lon": [1]}, both).counts.truth == 1
 
 
 def test_a_key_of_two_shards_needs_a_truth_that_says_which(tmp_path: Path) -> None:

@@ -253,7 +253,8 @@ def test_views_that_the_head_cannot_place_are_refused_alone(emb: Path, geoloc: G
     ("flags", "words"),
     [
         (["a.tar", "--out", "x", "--fusion", "logit"], "--fusion logit was given without --group-by"),
-        (["photo.jpg", "--group-by", "place"], "geoloc pack TABLE --out SHARDS"),
+        (["photo.jpg", "--group-by", "place"], "none of the photos has a json beside it"),
+        (["photo.jpg", "--out", "x", "--group-by", "place"], "what is known of them is path. Name one of these"),
         (["a.tar", "--out", "x", "--combine", "--head", "best.pt"], "--combine needs at least two heads, got 1"),
         (["--from-embeddings", "emb", "--out", "x", "--group-by", "plaza"], "there are heading, place, town"),
     ],
@@ -267,7 +268,8 @@ def test_misuse_is_named(
     write_shard(Path("a.tar"), ["a"])
     shutil.copytree(Path(head[1]).parent, ".", dirs_exist_ok=True)
     try:
-        code = main(["predict", *flags, *([] if "--head" in flags else head)])
+        encoder = ["--encoder", "demo"] if "photo.jpg" in flags else []
+        code = main(["predict", *flags, *encoder, *([] if "--head" in flags else head)])
     except SystemExit as stop:  # tyro's own way out
         code = int(str(stop.code))
     assert code == 2

@@ -91,7 +91,14 @@ def test_of_stored_embeddings_only_what_helps_is_said(
         capsys.readouterr().err
     )
     assert main([*stored, *world.encoder_flags]) == 2
-    assert "has no part in --from-embeddings; leave it out" in capsys.readouterr().err
+    checkpoint, batch = world.encoder_flags[1], world.encoder_flags[3]
+    assert f"--encoder {checkpoint}, --batch-size {batch}: no part in --from-embeddings" in capsys.readouterr().err
+    assert main([*stored, "--precision", "bf16", "--compile", "off", "--fast-decode", "--decode-threads", "2"]) == 2
+    message = capsys.readouterr().err
+    assert "--precision bf16, --compile off, --decode-threads 2, --fast-decode: no part in" in message
+    assert "leave them out" in message
+    assert main([*stored, "--precision", "auto", "--batch-size", "0", "--tap", "pooled"]) == 2
+    assert "projected ones" in capsys.readouterr().err
     (emb / "run.json").unlink()
     assert main([*stored, "--tap", "projected"]) == 2
     assert "pass --tap pooled if that is what they are" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from geoloc_batch.store import tables
 from geoloc_batch.store.files import digest
 from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
 from geoloc_batch.store.scattered import find_scattered
+from geoloc_batch.store.schedule import Schedule
 from geoloc_batch.store.verify import verify
 
 VIEWS = [3, 1, 4]
@@ -143,6 +144,14 @@ def test_a_location_of_two_shards_is_no_double_and_is_found_as_scattered(tmp_pat
     assert (found.count, found.first, found.shards) == (3, "place0", ("0.tar", "1.tar", "2.tar"))
     assert find_scattered(tmp_path, shards(1), "a") is None
     assert find_scattered(tmp_path, shards(3), "elsewhere") is None
+    assert find_scattered(tmp_path, shards(5), "a") == found, "units that are not done count for nothing"
+
+
+def test_units_of_locations_come_in_their_order_and_shards_largest_first() -> None:
+    even = [dataclasses.replace(unit, num_bytes=size) for unit, size in zip(buckets(), (7, 9, 0), strict=True)]
+    for units, order in ((even, [0, 1, 2]), ([dataclasses.replace(unit, kind="shard") for unit in even], [1, 2, 0])):
+        schedule = Schedule(units)
+        assert [unit.index for unit in iter(schedule.next_fresh, None)] == order
 
 
 def test_a_retry_that_loses_photos_of_a_location_is_worse_though_it_has_as_many_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def test_views_of_one_location_are_found_in_all_pairs_and_numbered_by_first_appe
     ("value", "name"),
     [
         (7, "7"), (7.0, "7"), ("7", "7"), (7.5, "7.5"), (True, "true"), ("x y", "x y"), (-3, "-3"),
+        (1e16, "10000000000000000"), ("7.0", "7.0"), (float("inf"), "Infinity"),
         ("", None), (None, None), (float("nan"), None),
     ],
 )  # fmt: skip
@@ -75,6 +77,23 @@ def test_a_location_is_named_alike_in_a_json_and_in_a_table(value: Any, name: st
         npys = write_pairs(tmp_path, [value], ["k"])
     assert (index_locations(npys, "place").names.to_pylist()[0] == name) == (name is not None)
     assert (index_locations(npys, "place").location_of[0][0] < 0) == (name is None)
+
+
+NAMES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from(["", "7", "7.0", "x"])
+
+
+SIMILAR = st.sampled_from([7, 7.0, "7", 10**16, 1e16, True])
+
+
+@given(st.lists(NAMES, min_size=1, max_size=5), st.lists(SIMILAR, max_size=4))
+@settings(deadline=None, max_examples=25)
+def test_in_whatever_company_a_location_has_the_name_that_it_has_alone(values: list[Any], more: list[Any]) -> None:
+    named = [location_name(value) for value in values + more]
+    with tempfile.TemporaryDirectory() as folder:
+        npys = write_pairs(Path(folder), values + more, ["sure"])
+        found = index_locations(npys, "place")
+    names = [None if number < 0 else found.names[number].as_py() for number in found.location_of[0].tolist()]
+    assert names == named
 
 
 def test_whole_and_broken_numbers_of_different_shards_name_one_location(tmp_path: Path) -> None:

@@ -37,13 +37,17 @@ def of(*values: Any, is_prefixed: bool = False) -> dict[str, pa.Array]:
         ([True, None], pa.bool_(), [True, None]),
         ([1, True], pa.string(), ["1", "true"]),
         ([1, "x", 2.5], pa.string(), ["1", "x", "2.5"]),
+        ([7.0, "7.0", 1e16, -0.0, float("nan"), float("inf")], pa.string(),
+         ["7", "7.0", "10000000000000000", "0", None, "Infinity"]),
+        ([2**53, 0.5], pa.float64(), [2.0**53, 0.5]),
+        ([2**53 + 1, 0.5], pa.string(), ["9007199254740993", "0.5"]),
         ([2**63, 1], pa.string(), [str(2**63), "1"]),
         ([-(2**63), 2**63 - 1], pa.int64(), [-(2**63), 2**63 - 1]),
         ([None, None], pa.string(), [None, None]),
         ([[1, {"b": 2}], "x"], pa.string(), ['[1, {"b": 2}]', "x"]),
         ([{}], pa.string(), ["{}"]),
     ],
-)
+)  # fmt: skip
 def test_a_column_has_the_narrowest_type_that_holds_all_its_values(
     values: list[Any], kind: pa.DataType, expected: list[Any]
 ) -> None:

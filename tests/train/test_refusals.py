@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,4 +110,19 @@ def test_one_folder_of_embeddings_counts_once_under_whatever_name(
     assert main([*arguments[:2], str(tmp_path / "link"), *arguments[2:]]) == 2
     message = capsys.readouterr().err
     assert f"{world.emb} and {tmp_path / 'link'} are the same folder" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_that_stands_in_two_pairs_is_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world.emb, tmp_path / "emb")
+    for folder, name, other in (
+        ("img_emb", "img_emb_000000.npy", "img_emb_000009.npy"),
+        ("metadata", "metadata_000000.parquet", "metadata_000009.parquet"),
+    ):
+        shutil.copy(tmp_path / "emb" / folder / name, tmp_path / "emb" / folder / other)
+    arguments = flags_of(world, tmp_path / "out")
+    assert main([arguments[0], str(tmp_path / "emb"), *arguments[2:]]) == 2
+    assert "stand in more than one embedding pair" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
