@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from geoloc_batch.run.config import Summary
     from geoloc_batch.run.dry_run import StreamReport
     from geoloc_batch.run.fidelity import FidelityReport
+    from geoloc_batch.store.merge import Merged
     from geoloc_batch.store.status import Status
     from geoloc_batch.store.verification import Verification
     from geoloc_batch.stream.pack import PackSummary
@@ -211,10 +212,32 @@ def verify(out: str | Path) -> Verification:
 
 
 def status(out: str | Path) -> Status:
-    """How far the run in `out` is."""
+    """How far the run in `out` is, how fast, what it waits for, who works on it and who has gone silent."""
     from geoloc_batch.store.status import status as read_status
 
     return read_status(out)
+
+
+def merge(run: str | Path, *, out: str | Path, embeddings: bool = False, partial: bool = False) -> Merged:
+    """Put the tables of all units of a run together, as `geoloc merge`. Needs no memory for it, unlike read_tables.
+
+    Args:
+        run: the output folder of the run.
+        out: FILE.parquet, or a new folder laid out as `run` is.
+        embeddings: merge these into one .npy, with their metadata as one Parquet; otherwise the predictions are merged,
+            or, where there are none, the metadata.
+        partial: take what is done of a run that is not complete.
+
+    Returns:
+        counts of units, rows, files and bytes.
+
+    Raises:
+        OutputError: `run` is not complete or damaged, or `out` is there already.
+    """
+    from geoloc_batch.store.config import MergeConfig
+    from geoloc_batch.store.merge import merge as run_merge
+
+    return run_merge(MergeConfig(run=str(run), out=str(out), embeddings=embeddings, partial=partial))
 
 
 def load_encoder(encoder: str = "", **flags: Any) -> Encoder:

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     kind, function = COMMANDS[command]
-    arguments, toml = _take_config(arguments)
+    arguments, toml = _take_config(_filled_in(kind, arguments))
     default = None
     if toml is not None:
         given = {argument.removeprefix("--").split("=")[0].replace("-", "_") for argument in arguments}
@@ -80,6 +80,26 @@ def _run(command: str, arguments: list[str]) -> int:
         description=f"{kind.__doc__}\n\nFlags may also stand in a TOML file: --config FILE. Flags given here win.",
     )
     return function(config)
+
+
+def _filled_in(kind: type[Any], arguments: list[str]) -> list[str]:
+    """Give a flag its value where the settings say that it may stand without one, and no number follows it."""
+    values: dict[str, str] = getattr(kind, "WITHOUT_VALUE", {})
+    filled: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        filled.append(argument)
+        value = values.get(argument.removeprefix("--")) if argument.startswith("--") else None
+        if value is not None and not _is_number(following):
+            filled.append(value)
+    return filled
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @_help_rules.struct_rule

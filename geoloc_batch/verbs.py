@@ -17,16 +17,9 @@ from geoloc_batch.geo.cells.config import BUILD_KINDS, BuildConfig, CeilingConfi
 from geoloc_batch.locate.config import ConvertHeadConfig, HeadsConfig
 from geoloc_batch.model.config import WarmupConfig
 from geoloc_batch.run.config import EmbedConfig, FidelityConfig, PredictConfig, RetryConfig, Summary
+from geoloc_batch.store.config import MergeConfig, StatusConfig
 from geoloc_batch.stream.packing.config import PackConfig
 from geoloc_batch.train.config import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusConfig:
-    """Say how far a run is."""
-
-    out: Positional[Annotated[str, arg(metavar="OUT")]]
-    """The output folder of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +122,15 @@ def _warmup(config: WarmupConfig) -> int:
 
 
 def _status(config: StatusConfig) -> int:
-    from geoloc_batch.store.status import status
+    from geoloc_batch.store.watch import show_status
 
-    _print_json(dataclasses.asdict(status(config.out)))
+    return show_status(config)
+
+
+def _merge(config: MergeConfig) -> int:
+    from geoloc_batch.store.merge import merge
+
+    _print_json(dataclasses.asdict(merge(config)))
     return 0
 
 
@@ -242,6 +241,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
     "predict": (PredictConfig, _predict),
     "retry": (RetryConfig, _retry),
     "status": (StatusConfig, _status),
+    "merge": (MergeConfig, _merge),
     "verify": (VerifyConfig, _verify),
     "fidelity": (FidelityConfig, _fidelity),
     "warmup": (WarmupConfig, _warmup),

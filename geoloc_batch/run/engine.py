@@ -250,5 +250,5 @@ class Engine:
         if counts.unit_error is not None:
             log.warning("%s: %s", execution.unit.source, counts.unit_error.message)
         with self._telemetry.stage("commit"):
-            self._ledger.commit(execution, paths, counts)
+            self._ledger.commit(execution, paths, counts, limiting_stage=self._telemetry.limiting_stage())
         self._telemetry.count(units=1)

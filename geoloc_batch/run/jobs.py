@@ -147,7 +147,7 @@ class _PhotoJob:
         encoder = load(self.encoder, worker.device)
         locators = locators_of(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
         pinned = self._pinned(encoder, locators)
-        with closing(Ledger(self.config.out, beat_s=self.run.heartbeat_s)) as ledger:
+        with closing(Ledger(self.config.out, beat_s=self.run.heartbeat_s, worker=worker.name)) as ledger:
             adoptable = self._left_open()
             effective = ledger.open(pinned, adoptable=adoptable)
             if any(effective[name] != pinned[name] for name in adoptable):

@@ -5,6 +5,7 @@ Shape letters: N rows of a unit, D features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -119,6 +120,7 @@ class OpenUnit:
             unit_error=end.unit_error,
             warnings=(*end.warnings, *([self.remark] if self.remark else [])),
             retryable_errors=sum(error.retryable for error in self.errors),
+            errors_by_stage=dict(sorted(Counter(error.stage for error in self.errors).items())),
         )
 
     def write(self, outputs: Outputs) -> list[str]:

@@ -69,7 +69,7 @@ def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None 
         source = LocationSource(locations)
         pinned["locations"] = {"count": len(locations), "sha256": locations.sha256}
         _refuse_changed(Path(config.out), folder, locations, pinned["locations"])
-    with closing(Ledger(config.out, beat_s=config.run.heartbeat_s)) as ledger:
+    with closing(Ledger(config.out, beat_s=config.run.heartbeat_s, worker=worker.name)) as ledger:
         ledger.open(pinned)
         if adopt is None:
             record_command(ledger.out, config)

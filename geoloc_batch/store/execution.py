@@ -27,12 +27,25 @@ class Execution:
     """Its folder."""
     files: FilePort = field(repr=False, compare=False)
     """The machine, for `stage`."""
+    taken_ns: int = field(default=0, compare=False)
+    """When its lease was taken, by the file server's clock."""
 
     def stage(self, relative: str) -> Path:
         """Where to write what will become OUT/relative. The name ends in .part, whatever it becomes."""
         # Made again where a rank that thought us dead took it away: then the commit finds that out, in order.
         self.files.make_folder(self.staging)
         return self.staging / staged_name(relative)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An execution in the hands of this process."""
+
+    execution: Execution
+    since_s: float
+    """By the machine's own seconds."""
+    is_suspect: bool
+    """A dead execution left the unit: should it kill this process too, nothing else is to be blamed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+THOUSAND = 1000
+"""Units whose markers stand in one folder."""
 LABEL = re.compile(r"([0-9]+)(?:r([1-9][0-9]*))?")
 
 
@@ -37,7 +39,7 @@ def parse_goal(label: str) -> Goal | None:
 
 def marker_path(out: Path, goal: Goal) -> Path:
     """Where the marker of a goal stands: those of a thousand units to a folder."""
-    return out / "_done" / f"{goal.unit // 1000:03d}" / f"{goal.label}.json"
+    return out / "_done" / f"{goal.unit // THOUSAND:03d}" / f"{goal.label}.json"
 
 
 def reached_goals(out: Path, units: Iterable[int], names: Callable[[Path], Iterable[str]]) -> dict[int, Goal]:
@@ -62,8 +64,9 @@ def retry_without_first(out: Path, units: Iterable[int], names: Callable[[Path],
 
 def _goals(out: Path, units: set[int], names: Callable[[Path], Iterable[str]]) -> Iterator[Goal]:
     """Those of some units that have a marker."""
-    for folder in sorted({marker_path(out, Goal(unit)).parent for unit in units}):
-        for name in names(folder):
+    for thousand in sorted({unit // THOUSAND for unit in units}):
+        for name in names(marker_path(out, Goal(thousand * THOUSAND)).parent):
             goal = parse_goal(name.removesuffix(".json"))
-            if goal and goal.unit in units and marker_path(out, goal) == folder / name:
+            # Of this folder, and spelt in the one way that counts.
+            if goal and goal.unit in units and goal.unit // THOUSAND == thousand and name == f"{goal.label}.json":
                 yield goal

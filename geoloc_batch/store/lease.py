@@ -20,6 +20,8 @@ from geoloc_batch.store.goal import Goal, parse_goal
 from geoloc_batch.store.publish import remove_file
 
 SECOND_NS = 1_000_000_000
+# Of leases whose owner does not say after how long he is dead: four beats of 15 s, the defaults.
+USUAL_STALE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class Lease:
     owner: Owner | None = None
     taken_ns: int = 0
     """When it was taken, by the file server's clock."""
+    worker: str = ""
+    """Name of the owner's process in logs and markers."""
+    stale_s: float = USUAL_STALE_S
+    """Without a beat for so long the owner is to be taken for dead."""
 
 
 def parse_lease_name(name: str) -> tuple[Goal, int] | None:
@@ -51,7 +57,10 @@ def read_lease(path: Path, mtime_ns: int, read: Callable[[Path], bytes] = Path.r
         return None
     try:
         fields = json.loads(read(path))
-        return Lease(*name, path, mtime_ns, fields["token"], Owner(**fields["owner"]), fields["taken_ns"])
+        owner = Owner(**fields["owner"])
+        worker = str(fields.get("worker", f"{owner.host}-{owner.pid}"))
+        stale_s = float(fields.get("stale_s", USUAL_STALE_S))
+        return Lease(*name, path, mtime_ns, fields["token"], owner, fields["taken_ns"], worker, stale_s)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Lease(*name, path, mtime_ns)
 
@@ -59,12 +68,13 @@ def read_lease(path: Path, mtime_ns: int, read: Callable[[Path], bytes] = Path.r
 class Leases:
     """The folder of leases, seen by one rank."""
 
-    def __init__(self, files: FilePort, folder: Path, *, beat_s: float, stale_beats: int) -> None:
+    def __init__(self, files: FilePort, folder: Path, *, beat_s: float, stale_beats: int, worker: str = "") -> None:
         self.files = files
         self.folder = folder
         self.beat_s = beat_s
         self.stale_s = beat_s * stale_beats
         self._owner = files.owner()
+        self.worker = worker or f"{self._owner.host}-{self._owner.pid}"
         self._clock = folder / f"clock.{files.token()}"
         self._held: dict[str, Path] = {}
         # Lease -> its time when last seen, and since when (our own seconds) it has not moved.
@@ -80,7 +90,8 @@ class Leases:
             taken_ns = self.files.create(path)
         except FileExistsError:
             return None
-        text = json.dumps({"token": token, "owner": asdict(self._owner), "taken_ns": taken_ns})
+        said = {"worker": self.worker, "stale_s": self.stale_s}
+        text = json.dumps({"token": token, "owner": asdict(self._owner), "taken_ns": taken_ns, **said})
         try:
             self.files.fill(path, text.encode())
         except FileNotFoundError:
@@ -93,7 +104,7 @@ class Leases:
         with self._lock:
             self._held[token] = path
         self._start_beating()
-        return Lease(goal, slot, path, taken_ns, token, self._owner, taken_ns)
+        return Lease(goal, slot, path, taken_ns, token, self._owner, taken_ns, self.worker, self.stale_s)
 
     def give_back(self, token: str) -> None:
         """Remove a lease of ours."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from geoloc_batch.records import Unit
 from geoloc_batch.store.adoption import adopt
 from geoloc_batch.store.commit import Commits
 from geoloc_batch.store.done import Done
-from geoloc_batch.store.execution import Execution, Totals
+from geoloc_batch.store.execution import Execution, Held, Totals
 from geoloc_batch.store.files import FilePort, OsFiles
 from geoloc_batch.store.lease import Leases
 from geoloc_batch.store.marker import Marker, UnitCounts, read_marker
@@ -34,13 +34,6 @@ from geoloc_batch.store.retry import retried
 from geoloc_batch.store.schedule import Candidate, Schedule, judge
 
 __all__ = ["Execution", "Ledger", "Totals", "UnitCounts"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    execution: Execution
-    since_s: float
-    is_suspect: bool
 
 
 class Ledger:
@@ -54,6 +47,7 @@ class Ledger:
         stale_beats: int = 4,
         max_executions: int = 3,
         files: FilePort | None = None,
+        worker: str = "",
     ) -> None:
         """Nothing is touched before `open`.
 
@@ -63,6 +57,7 @@ class Ledger:
             stale_beats: beats that a lease may miss before others take it for dead.
             max_executions: executions that end without a commit before the unit is quarantined.
             files: the machine; a test's own, or None for the real one.
+            worker: name of this process for those who look on, by default its host and number.
         """
         refuse_object_store(out)
         # Absolute, so that a later change of the working folder moves nothing.
@@ -74,10 +69,10 @@ class Ledger:
         """What came of retries here that a user should know."""
         self._files = files or OsFiles()
         self._max_executions = max_executions
-        self._beat = (beat_s, stale_beats)
+        self._make_leases = partial(Leases, beat_s=beat_s, stale_beats=stale_beats, worker=worker)
         self._turn = threading.Lock()
         self._lock = threading.Lock()
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._is_open = False
 
     def open(self, pinned: Mapping[str, JsonValue], *, adoptable: Collection[str] = ()) -> dict[str, JsonValue]:
@@ -96,8 +91,7 @@ class Ledger:
         has_links = prepare_folder(self._files, self.out)
         config = pin_config(self._files, self.out, pinned, adoptable, has_links=has_links)
         self._config_hash = config_hash(config)
-        beat_s, stale_beats = self._beat
-        self._leases = Leases(self._files, self.out / "_leases", beat_s=beat_s, stale_beats=stale_beats)
+        self._leases = self._make_leases(self._files, self.out / "_leases")
         self._commits = Commits(self._files, self.out, has_links=has_links)
         self._done = Done(self._files, self.out)
         self._schedule = Schedule(())
@@ -157,7 +151,9 @@ class Ledger:
 
     def _outcomes_of(self, sources: Mapping[int, str], forced: Collection[int] = ()) -> Outcomes:
         self._done.sources = sources
-        return Outcomes(commits=self._commits, config=self._config_hash, sources=sources, forced=forced)
+        return Outcomes(
+            commits=self._commits, config=self._config_hash, sources=sources, forced=forced, worker=self._leases.worker
+        )
 
     def acquire(self) -> Execution | Literal["wait"] | None:
         """The next unit to work on, largest first.
@@ -216,29 +212,33 @@ class Ledger:
 
     def _take(self, unit: Unit, slot: int, *, is_suspect: bool) -> Execution | None:
         token, goal = self._files.token(), self._done.goal(unit.index)
-        if self._leases.take(goal, slot, token) is None:
+        if (lease := self._leases.take(goal, slot, token)) is None:
             return None
         # A winner publishes its marker before it gives its lease back: a lease on a finished unit shows here.
         if self._done.look(unit.index):
             self._leases.give_back(token)
             return None
-        execution = Execution(unit, goal, token, slot, self._commits.staging(goal, token), self._files)
+        staging = self._commits.staging(goal, token)
+        execution = Execution(unit, goal, token, slot, staging, self._files, lease.taken_ns)
         try:
             self._files.make_folder(execution.staging)
         except OSError:
             self._leases.give_back(token)
             raise
         with self._lock:
-            self._held[token] = _Held(execution, self._files.monotonic(), is_suspect)
+            self._held[token] = Held(execution, self._files.monotonic(), is_suspect)
         return execution
 
-    def commit(self, execution: Execution, outputs: Sequence[str], counts: UnitCounts) -> bool:
+    def commit(
+        self, execution: Execution, outputs: Sequence[str], counts: UnitCounts, *, limiting_stage: str = ""
+    ) -> bool:
         """Publish what an execution has staged.
 
         Args:
             execution: from acquire.
             outputs: the files' final paths, relative to OUT, each written and closed under `execution.stage(path)`.
             counts: what came out.
+            limiting_stage: what this process waits for, as far as it knows: for those who look on.
 
         Returns:
             True: it stands, durably. False: another execution of the unit won and ours is cleared away; no error.
@@ -251,7 +251,7 @@ class Ledger:
         if not self._done.look(unit.index):
             try:
                 seconds = self._files.monotonic() - self._held[execution.token].since_s
-                made = self._outcomes.committed(execution, outputs, counts, seconds)
+                made = self._outcomes.committed(execution, outputs, counts, seconds, limiting_stage)
                 marker = made if self._commits.publish_marker(made) else None
             except FileNotFoundError:
                 # Our folder was swept, as is done to losers alone; else a named file was never written.
@@ -315,6 +315,6 @@ class Ledger:
             # Whatever fails above: what is left must grow stale, so that others take it up.
             self._leases.close()
 
-    def _hands(self) -> list[_Held]:
+    def _hands(self) -> list[Held]:
         with self._lock:
             return list(self._held.values())

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ LAYOUT = 1
 # The JSON types of a marker's values, by their names: each name means the same wherever it stands.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("source", "token", "staging", "config", "path", "sha256", "shard", "message"), (str,)),
+    **dict.fromkeys(("worker", "limiting_stage"), (str,)),
     **dict.fromkeys(
         ("layout", "unit", "retry", "size", "samples", "rows", "errors", "retryable_errors", "offset"), (int,)
     ),
@@ -28,8 +30,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("files", "obsolete", "warnings"), (list,)),
     "bytes_unread": (int, type(None)),
     "unit_error": (dict, type(None)),
-    "counts": (dict,),
-    "seconds": (float, int),
+    **dict.fromkeys(("counts", "errors_by_stage"), (dict,)),
+    "work": (dict, type(None)),
+    **dict.fromkeys(("seconds", "ended_s"), (float, int)),
 }
 
 
@@ -48,6 +51,8 @@ class UnitCounts:
     warnings: tuple[str, ...]
     retryable_errors: int = 0
     """Error rows that another try could turn into rows."""
+    errors_by_stage: dict[str, int] = field(default_factory=dict)
+    """Error rows by the stage that refused them; empty in markers of older versions."""
 
     @property
     def is_retryable(self) -> bool:
@@ -81,6 +86,20 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Who made a result, and when: for people who look, nothing is decided by it."""
+
+    worker: str
+    """Name of the process, as its log has it."""
+    ended_s: float
+    """When it was committed: seconds since 1970 by the file server's clock."""
+    seconds: float
+    """From lease to commit, also where what stood before was kept."""
+    limiting_stage: str = ""
+    """The busiest stage of the process until then, "" where it does not measure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Marker:
     """What a commit publishes."""
 
@@ -104,6 +123,8 @@ class Marker:
     """The retry gave nothing better: files and counts are those of the result before, which stays."""
     obsolete: tuple[str, ...] = ()
     """Files of the result before, relative to OUT, that this one does not have."""
+    work: Work | None = None
+    """None in quarantine, and in markers of older versions."""
 
     @property
     def goal(self) -> Goal:
@@ -131,11 +152,15 @@ class Marker:
         if not all(isinstance(warning, str) for warning in counts["warnings"]):
             raise TypeError("a warning is not text")
         counts["warnings"] = tuple(counts["warnings"])
+        if not all(type(count) is int for count in counts.get("errors_by_stage", {}).values()):
+            raise TypeError("a stage's number of errors is no integer")
         fields["counts"] = UnitCounts(**counts)
         fields["files"] = tuple(FileRecord(**_typed(file)) for file in fields["files"])
         if not all(isinstance(path, str) for path in fields.get("obsolete", ())):
             raise TypeError("an obsolete file is not text")
         fields["obsolete"] = tuple(fields.get("obsolete", ()))
+        if fields.get("work") is not None:
+            fields["work"] = Work(**_typed(fields["work"]))
         marker = Marker(**fields)
         _check(marker)
         return marker
@@ -154,13 +179,20 @@ def _check(marker: Marker) -> None:
     """Files are moved to and from its paths: they must not lead out of OUT, and staging folders are removed whole."""
     if marker.quarantined and (marker.files or marker.counts.unit_error is None):
         raise ValueError("quarantined is true, and it has results")
-    staging = PurePosixPath(marker.staging).parts
-    if len(staging) != 2 or staging[0] != "_staging" or staging[1] == "..":
+    if marker.work is not None and not (math.isfinite(marker.work.ended_s) and math.isfinite(marker.work.seconds)):
+        raise ValueError("a time is no number")
+    staging = _parts(marker.staging)
+    if marker.staging.startswith("/") or len(staging) != 2 or staging[0] != "_staging" or staging[1] == "..":
         raise ValueError(f"staging is {marker.staging!r:.80}")
     for relative in (*(file.path for file in marker.files), *marker.obsolete):
-        path = PurePosixPath(relative)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in relative:
+        parts = _parts(relative)
+        if relative.startswith("/") or not parts or ".." in parts or "\0" in relative:
             raise ValueError(f"path is {relative!r:.80}")
+
+
+def _parts(path: str) -> list[str]:
+    """As PurePosixPath has them, which takes half of the time that a marker takes to be read."""
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def read_marker(out: Path, goal: Goal, read: Callable[[Path], bytes] = Path.read_bytes) -> Marker | None:

@@ -13,7 +13,8 @@ from geoloc_batch.records import Unit, UnitError
 from geoloc_batch.store.commit import Commits
 from geoloc_batch.store.execution import Execution
 from geoloc_batch.store.goal import Goal, marker_path
-from geoloc_batch.store.marker import Marker, UnitCounts, read_marker
+from geoloc_batch.store.lease import SECOND_NS
+from geoloc_batch.store.marker import Marker, UnitCounts, Work, read_marker
 from geoloc_batch.store.publish import remove_tree
 
 
@@ -28,8 +29,17 @@ class Outcomes:
     """Each unit's source as it was pinned."""
     forced: Collection[int] = ()
     """Units that the user named to be made again."""
+    worker: str = ""
+    """Name of this process, for those who look on."""
 
-    def committed(self, execution: Execution, outputs: Sequence[str], counts: UnitCounts, seconds: float) -> Marker:
+    def committed(
+        self,
+        execution: Execution,
+        outputs: Sequence[str],
+        counts: UnitCounts,
+        seconds: float,
+        limiting_stage: str = "",
+    ) -> Marker:
         """The marker of what an execution has staged."""
         unit, goal = execution.unit.index, execution.goal
         # First: `measure` then brings to the disk that the staging folder of what stands has gone.
@@ -44,6 +54,13 @@ class Outcomes:
             counts=counts,
             config=self.config,
             seconds=round(seconds, 3),
+            work=Work(
+                worker=self.worker,
+                # The server's clock at the lease and our own seconds since: it need not be asked again.
+                ended_s=round(execution.taken_ns / SECOND_NS + seconds, 3),
+                seconds=round(seconds, 3),
+                limiting_stage=limiting_stage,
+            ),
         )
         return succeeding(before, marker, is_forced=unit in self.forced) if before is not None else marker
 
@@ -108,7 +125,7 @@ def succeeding(before: Marker, after: Marker, *, is_forced: bool) -> Marker:
     else:
         is_taken = after.counts.is_better_than(before.counts)
     if not is_taken:
-        return keeping(before, after.token, after.staging)
+        return keeping(before, after.token, after.staging, after.work)
     obsolete = tuple(path for path in before.paths if path not in after.paths)
     counts = after.counts
     if counts.rows < before.counts.rows:
@@ -117,6 +134,7 @@ def succeeding(before: Marker, after: Marker, *, is_forced: bool) -> Marker:
     return dataclasses.replace(after, obsolete=obsolete, counts=counts)
 
 
-def keeping(before: Marker, token: str, staging: str) -> Marker:
+def keeping(before: Marker, token: str, staging: str, work: Work | None = None) -> Marker:
     """The marker of a retry that gave nothing to replace what stands."""
-    return dataclasses.replace(before, token=token, staging=staging, retry=before.retry + 1, kept=True, obsolete=())
+    retry = before.retry + 1
+    return dataclasses.replace(before, token=token, staging=staging, retry=retry, kept=True, obsolete=(), work=work)

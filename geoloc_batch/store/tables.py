@@ -19,6 +19,7 @@ from geoloc_batch.errors import InputError
 from geoloc_batch.geo.located import Located, Views
 from geoloc_batch.records import RowError, Sample
 from geoloc_batch.store import metadata
+from geoloc_batch.store.columns import Columns, conform, look_at_table
 
 SCHEMA_VERSION = 1
 # Rows of features that are widened to float64 at once.
@@ -128,8 +129,9 @@ def write_errors(path: Path, errors: Sequence[RowError]) -> None:
 def read_tables(folder: Path | str) -> pa.Table:
     """All tables of a folder (predictions, metadata, errors) as one, in the order of their units.
 
-    The samples' json may give a column another type in every shard: integers and doubles become doubles where no digit
-    is lost by it, all else that does not go together becomes text. What a shard does not have is null.
+    Where the samples' json gives a column another type in every shard, columns.py has the rules: integers and doubles
+    become doubles where no digit is lost by it, all else that does not go together becomes text. What a shard does not
+    have is null. `geoloc merge` does the same for any number of units, and needs no memory for it.
 
     Raises:
         InputError: the folder holds no Parquet, or one that cannot be read.
@@ -139,19 +141,11 @@ def read_tables(folder: Path | str) -> pa.Table:
         raise InputError(f"{folder} holds no .parquet; name a folder such as OUT/predictions")
     try:
         tables = [pq.ParquetFile(path).read().replace_schema_metadata() for path in paths]
-        for name in dict.fromkeys(name for table in tables for name in table.column_names):
-            columns = [table.select([name]) for table in tables if name in table.column_names]
-            try:
-                pa.concat_tables(columns, promote_options="permissive")
-            except pa.ArrowException:
-                as_text = pa.field(name, pa.string())
-                tables = [
-                    table.set_column(table.column_names.index(name), as_text, table[name].cast(pa.string()))
-                    if name in table.column_names
-                    else table
-                    for table in tables
-                ]
-        return pa.concat_tables(tables, promote_options="permissive")
+        columns = Columns()
+        for table in tables:
+            columns.add(table.schema, *look_at_table(table))
+        schema = columns.schema()
+        return pa.concat_tables([conform(table, schema) for table in tables])
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"the tables in {folder} cannot be read: {error}; see `geoloc verify`") from error
 

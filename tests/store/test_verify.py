@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +12,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from store_samples import (
-    CONFIG,
     make_units,
     retry_rank,
     rows_of,
     run_rank,
     tree,
-    write_unit,
 )
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import digest
 from geoloc_batch.store.goal import Goal
-from geoloc_batch.store.ledger import Execution, Ledger
 from geoloc_batch.store.status import status
 from geoloc_batch.store.verify import verify
 
@@ -202,29 +198,3 @@ def test_the_checksum_is_sha256_of_the_whole_file(tmp_path: Path) -> None:
         3_000_001,
         __import__("hashlib").sha256(b"a" * 3_000_001).hexdigest(),
     )
-
-
-def test_status_tells_done_running_and_waiting(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
-    ledger.open(CONFIG)
-    ledger.adopt_plan(make_units(4))
-    first = ledger.acquire()
-    assert isinstance(first, Execution)
-    ledger.commit(first, *write_unit(first))
-    ledger.acquire()
-
-    found = status(ledger.out)
-
-    assert (found.units, found.done, found.running, found.waiting, found.quarantined) == (4, 1, 1, 2, 0)
-    assert found.rows == rows_of(first.unit)
-    assert found.images_per_second is None
-    ledger.close()
-    assert status(ledger.out).running == 0
-
-
-def test_status_measures_speed_between_the_first_and_the_last_commit(out: Path) -> None:
-    for number in range(NUM_UNITS):
-        os.utime(out / f"_done/000/{number:06d}.json", (1000 + 2 * number, 1000 + 2 * number))
-
-    samples = sum(rows_of(unit) + 1 for unit in make_units(NUM_UNITS)[1:])
-    assert status(out).images_per_second == pytest.approx(samples / 6, abs=0.01)
