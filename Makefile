@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Targets run the checkout they stand in, also when the environment was made by another one.
-export PYTHONPATH := $(CURDIR)
+export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-kill check format bench bench-gpu clean
+.PHONY: help install demo test test-slow test-kill test-slurm check format bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,13 +24,16 @@ demo: $(READY)  ## Run the whole pipeline on a small synthetic Europe, under 90 
 	$(BIN)/python -m geoloc_batch demo --out demo-out
 
 test: $(READY)  ## Run the tests, under 6 minutes
-	$(BIN)/python -m pytest -m "not slow and not kill"
+	$(BIN)/python -m pytest -m "not slow and not kill and not slurm"
 
 test-slow: $(READY)  ## Run the tests that take minutes: memory over 20,000 photos
 	$(BIN)/python -m pytest -m slow
 
 test-kill: $(READY)  ## Kill a run at every file operation and resume it, about 5 minutes
 	$(BIN)/python -m pytest -m kill -s
+
+test-slurm: $(READY)  ## Run jobs on a two-node SLURM that the tests start, under 6 minutes; needs root, slurm-wlm and munge
+	$(BIN)/python -m pytest -m slurm
 
 check: $(READY)  ## Lint, format and type check
 	$(BIN)/ruff check .

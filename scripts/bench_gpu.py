@@ -127,8 +127,8 @@ def run_part(part: Part, left_s: float, *, is_quick: bool) -> Outcome:
 
 def wait_for(command: list[str], out: Any, errors: Any, left_s: float) -> str:
     """Run a command with its children; the reason why it was ended or crashed, "" where neither was."""
-    root = str(SCRIPTS.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    root = SCRIPTS.parent
+    path = os.pathsep.join([str(root), str(root / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
     # A session of its own: what it started is ended with it.
     process = subprocess.Popen(
         command, stdout=out, stderr=errors, start_new_session=True, env=os.environ | {"PYTHONPATH": path}

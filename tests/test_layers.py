@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "geoloc_batch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+KERNELS = PACKAGE.parent / "kernels" / "geoloc_kernels"
 
 # Low to high. Rooms on one level do not import each other.
 LEVELS = [
     {"errors"},
     {"records", "cpus", "flags"},
     {"geo"},
+    {"geoloc_kernels"},
     {"stream", "model", "store"},
     {"locate"},
     {"run"},
@@ -80,6 +83,8 @@ def test_a_module_imports_only_rooms_below_its_own(path: Path) -> None:
     assert room in LEVEL, f"{path} stands in no room; give it a level here and in the plan"
     for module, _ in imports_of(path):
         parts = module.split(".")
+        if parts[0] == "geoloc_kernels":
+            parts = ["geoloc_batch", "geoloc_kernels"]
         if parts[0] != "geoloc_batch" or len(parts) == 1 or parts[1] == room:
             continue
         other = parts[1] if parts[1] in LEVEL else "__init__"
@@ -119,3 +124,31 @@ def test_no_torch_is_imported_by_the_modules_that_the_command_line_reads_first()
 
 def test_no_folder_shadows_the_kernels_package() -> None:
     assert not (PACKAGE.parent / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.name)
+def test_the_kernels_import_torch_and_triton_alone(path: Path) -> None:
+    for module, at_import in imports_of(path):
+        library = module.split(".")[0]
+        if library in {"numpy", "scipy"}:
+            assert path.name == "nearest_tree.py", f"{path.name} imports {library}"
+        else:
+            assert library in {"torch", "triton", "geoloc_kernels", *sys.stdlib_module_names}, f"{module}: {path.name}"
+        needs_triton = library == "triton" or ".triton_" in module or module.endswith("nearest_tree")
+        if needs_triton and not path.name.startswith("triton_"):
+            assert not at_import, f"{path.name} imports {module} at import time; import it inside the function"
+
+
+def test_the_kernels_can_be_used_where_there_is_nothing_but_torch() -> None:
+    absent = ["triton", "numpy", "scipy", "geoloc_batch"]
+    code = f"""
+import sys, warnings
+sys.modules.update(dict.fromkeys({absent}))
+warnings.simplefilter("ignore")
+import torch, geoloc_kernels
+point_deg = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+print(geoloc_kernels.nearest(point_deg, point_deg + 1, k=2).id_NK.tolist())
+"""
+    environment = os.environ | {"PYTHONPATH": str(KERNELS.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[[0, 1], [1, 0]]"

@@ -85,13 +85,14 @@ class CombinedLocator:
 
     def locate(self, features_BD: Tensor) -> Located:
         """Places of B >= 0 photos by all heads together; see `Locator.locate`."""
-        features = checked(features_BD, self)
-        if len(features) == 0:
-            return self.places.of(features)
         with torch.inference_mode():
-            return Located.concatenate(
-                [self.places.of_block(self.joined(self.logits(block)), count) for block, count in blocks(features)]
-            )
+            return self.located(checked(features_BD, self))
+
+    def located(self, features_BD: Tensor) -> Located:
+        """Places of finite float32 rows on its device."""
+        return self.places.collect(
+            (self.places.topk(self.joined(self.logits(block))), count) for block, count in blocks(features_BD)
+        )
 
     def locate_views(self, features_VD: Tensor, offset_L1: Int64s) -> LocatedViews:
         """Places of locations that several photos show, each head's views fused first; see `Locator.locate_views`."""

@@ -18,10 +18,11 @@ from geoloc_batch.geo.partition import Partition, load_partition
 from geoloc_batch.locate.config import LocateConfig
 from geoloc_batch.locate.head_file import Head, read_head
 from geoloc_batch.locate.places import CellPlaces, blocks
-from geoloc_batch.locate.posterior import fold_layer_norm, head_logits
 from geoloc_batch.locate.requests import find_requests, local_cells, local_head
 from geoloc_batch.locate.views import Fusion, Int64s, LocatedViews, checked, locate_views
 from geoloc_batch.model.hub import fetch
+from geoloc_kernels.fold import fold_layer_norm
+from geoloc_kernels.head import prepare_head
 
 
 def load_head(
@@ -96,7 +97,8 @@ class HeadLocator:
         self.top_k = self.places.top_k
         self.position = self.places.position
         self.fusions: tuple[Fusion, ...] = (fusion,)
-        self._weight_CD, self._bias_C = fold_layer_norm(head.norm_weight, head.norm_bias, head.weight, head.bias)
+        self._folded = fold_layer_norm(head.norm_weight, head.norm_bias, head.weight, head.bias)
+        self._prepared = prepare_head(*self._folded, self.places.xyz)
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -112,13 +114,13 @@ class HeadLocator:
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self._weight_CD.device
+        return self._prepared.bias_C.device
 
     def to(self, device: str | torch.device) -> Self:
         """Move the weights to `device`; returns itself."""
-        self._weight_CD = self._weight_CD.to(device)
-        self._bias_C = self._bias_C.to(device)
+        weight_CD, bias_C = self._folded
         self.places.to(device)
+        self._prepared = prepare_head(weight_CD.to(device), bias_C.to(device), self.places.xyz)
         return self
 
     def locate(self, features_BD: Tensor) -> Located:
@@ -133,13 +135,14 @@ class HeadLocator:
         Raises:
             ValueError: the shape is not [B, D], or a value is NaN or infinite (the first such row is named).
         """
-        features = checked(features_BD, self)
-        if len(features) == 0:
-            return self.places.of(features)
         with torch.inference_mode():
-            return Located.concatenate(
-                [self.places.of_block(self._logits_of_block(block), count) for block, count in blocks(features)]
-            )
+            return self.located(checked(features_BD, self))
+
+    def located(self, features_BD: Tensor) -> Located:
+        """Places of finite float32 rows on its device."""
+        return self.places.collect(
+            (self._prepared.topk(block, self.top_k), count) for block, count in blocks(features_BD)
+        )
 
     def locate_views(self, features_VD: Tensor, offset_L1: Int64s) -> LocatedViews:
         """Places of locations that several photos show; see `Locator.locate_views`."""
@@ -147,15 +150,12 @@ class HeadLocator:
 
     def logits(self, features_BD: Tensor) -> tuple[Tensor]:
         """[B, C] what it says of each cell before the soft-max, of float32 rows on its device."""
-        parts = [self._logits_of_block(block)[:count] for block, count in blocks(features_BD)]
+        parts = [self._prepared.logits(block, k=self.top_k)[:count] for block, count in blocks(features_BD)]
         return (torch.cat(parts) if parts else features_BD.new_empty(0, self.head.num_cells),)
 
     def joined(self, logits: Sequence[Tensor]) -> Tensor:
         """Its own logits as they are: there is nobody to join."""
         return logits[0]
-
-    def _logits_of_block(self, features_BD: Tensor) -> Tensor:
-        return head_logits(features_BD, self._weight_CD, self._bias_C)
 
 
 def _check_fit(head: Head, partition: Partition) -> None:

@@ -65,6 +65,10 @@ class CellScorer(Protocol):
         """How each head's views are fused."""
         ...
 
+    def located(self, features_BD: Tensor) -> Located:
+        """Places of finite float32 rows on its device."""
+        ...
+
     def logits(self, features_BD: Tensor) -> tuple[Tensor, ...]:
         """For each head [B, its cells]."""
         ...
@@ -114,8 +118,8 @@ def locate_views(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> 
         for first, last in _chunks(offset_L1):
             offset = offset_L1[first : last + 1] - offset_L1[first]
             part_VD = features[int(offset_L1[first]) : int(offset_L1[last])]
-            fused, alone = _said(scorer, part_VD, offset)
-            places.append(scorer.places.of(scorer.joined(fused)))
+            fused, alone = _located(scorer, part_VD, offset)
+            places.append(fused)
             alone_deg += [each.position_deg for each in alone]
             is_sound += [np.asarray(np.isfinite(each.topk_prob).all(axis=1)) for each in alone]
     return LocatedViews(
@@ -128,6 +132,15 @@ def locate_views(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> 
     )
 
 
+def _located(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> tuple[Located, list[Located]]:
+    """Places of some locations, and of their views alone, in parts."""
+    if "logit" not in scorer.fusions:
+        # Nobody needs the logits of all cells, so that they are never in memory.
+        return scorer.located(_feature_means(features_VD, offset_L1)), [scorer.located(features_VD)]
+    fused, alone = _said(scorer, features_VD, offset_L1)
+    return scorer.places.of(scorer.joined(fused)), alone
+
+
 def _said(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> tuple[list[Tensor], list[Located]]:
     """For each head the logits [L, its cells] of the locations, and the places of their views alone, in parts.
 
@@ -135,8 +148,7 @@ def _said(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> tuple[l
     """
     by_feature: Sequence[Tensor] = ()
     if "feature" in scorer.fusions:
-        mean_LD = torch.from_numpy(_sums(features_VD, offset_L1) / np.diff(offset_L1)[:, None])
-        by_feature = scorer.logits(mean_LD.to(device=features_VD.device, dtype=torch.float32))
+        by_feature = scorer.logits(_feature_means(features_VD, offset_L1))
     sums: dict[int, NDArray[np.float64]] = {}
     alone: list[Located] = []
     for part_VD in torch.split(features_VD, _VIEWS_AT_ONCE):
@@ -152,6 +164,12 @@ def _said(scorer: CellScorer, features_VD: Tensor, offset_L1: Int64s) -> tuple[l
         means[head].to(device=features_VD.device, dtype=torch.float32) if head in means else by_feature[head]
         for head in range(len(scorer.fusions))
     ], alone
+
+
+def _feature_means(features_VD: Tensor, offset_L1: Int64s) -> Tensor:
+    """[L, D] float32 means over the views of each location."""
+    mean_LD = torch.from_numpy(_sums(features_VD, offset_L1) / np.diff(offset_L1)[:, None])
+    return mean_LD.to(device=features_VD.device, dtype=torch.float32)
 
 
 def _sums(value_VX: Tensor, offset_L1: Int64s) -> NDArray[np.float64]:

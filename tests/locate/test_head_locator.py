@@ -21,7 +21,8 @@ from geoloc_batch.geo.located import Located
 from geoloc_batch.geo.partition import Partition
 from geoloc_batch.geo.sphere import EARTH_RADIUS_KM, haversine_km, unit_vectors
 from geoloc_batch.locate.head import HeadLocator, load_head
-from geoloc_batch.locate.posterior import fold_layer_norm, head_topk
+from geoloc_kernels.fold import fold_layer_norm
+from geoloc_kernels.head import head_topk
 
 SIZES = [(1, 5), (2, 1), (3, 64), (37, 48), (63, 51), (129, 1024), (1025, 33), (1898, 1024)]
 
@@ -116,6 +117,28 @@ def test_a_row_is_the_same_to_the_bit_whatever_comes_with_it(num_cells: int, dim
         assert same_bits(locator.locate(wild).take(np.array([3])), whole.take(np.array([50])))
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_device_is_waited_for_once_however_many_blocks_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    real = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: copies.append(len(tensor)) or real(tensor))
+    make_locator(37, 48).locate(samples.make_features(200, 48))
+    assert copies == [200]
+
+
+@pytest.mark.parametrize("position", ["top1", "mean"])
+def test_a_row_without_finite_logits_has_no_cell_and_no_place(position: Any) -> None:
+    # So sharp that about every other row overflows.
+    state, features = samples.make_state(37, 48, sharpness=2e37), samples.make_features(70, 48)
+    locator = HeadLocator(samples.head_of(state), samples.make_partition(37), position=position)
+    located = locator.locate(features)
+    bad_B = ~np.isfinite(located.topk_prob).all(axis=1)
+    assert 0 < bad_B.sum() < 70
+    assert (located.topk_cell[bad_B] == -1).all()
+    assert (located.topk_cell[~bad_B] >= 0).all()
+    for name in ("position_deg", "mean_deg", "topk_prob", "spread_km", "entropy"):
+        assert (np.isnan(getattr(located, name).reshape(70, -1)).any(axis=1) == bad_B).all(), name
 
 
 @pytest.mark.parametrize("position", ["top1", "mean"])
@@ -278,11 +301,12 @@ def test_temperature_divides_the_logits() -> None:
     xyz = torch.from_numpy(unit_vectors([(0, 0), (0, 90)]))
     posterior = head_topk(torch.ones(1, 3), weight, bias, xyz, 2, temperature=4.0)
     odds = math.exp(0.5)
-    np.testing.assert_allclose(posterior.topk_prob, [[odds / (1 + odds), 1 / (1 + odds)]], rtol=1e-6)
-    assert posterior.topk_row.tolist() == [[1, 0]]
+    prob_BK = (posterior.logit_BK - posterior.lse_B[:, None]).exp()
+    np.testing.assert_allclose(prob_BK, [[odds / (1 + odds), 1 / (1 + odds)]], rtol=1e-6)
+    assert posterior.id_BK.tolist() == [[1, 0]]
     # A logit that vanishes from below is as large as one that vanishes from above.
     posterior = head_topk(torch.ones(1, 3), weight, torch.tensor([-1e-30, 1e-30]), xyz, 2, temperature=1e30)
-    assert posterior.topk_row.tolist() == [[0, 1]]
+    assert posterior.id_BK.tolist() == [[0, 1]]
 
 
 def test_a_folded_head_gives_the_same_logits_with_one_scale_afterwards() -> None:

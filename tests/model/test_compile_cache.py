@@ -66,6 +66,7 @@ def said(process: subprocess.Popen[str]) -> Any:
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_compiles_and_the_other_starts_from_what_it_made(tmp_path: Path) -> None:
     (tmp_path / "meeting").mkdir()
     both = [start("-c", COMPILE_PROGRAM, tmp_path / "cache" / "graph", tmp_path / "meeting", name, 2) for name in "ab"]

@@ -74,6 +74,7 @@ def test_features_equal_transformers(tmp_path: Path, changes: dict[str, Any]) ->
     check(samples.save(model, tmp_path / "checkpoint"), model)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_size_of_vit_b_32_equals_transformers_with_either_activation(tmp_path: Path) -> None:
     from transformers.activations import ACT2FN
 
