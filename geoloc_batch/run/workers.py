@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI
 _WORLD = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _WATCH_S = 0.1
 _LOCAL_WORLD = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+# A launcher, a container or a terminal that signals its whole group and hands the signal on as well says it twice.
+_ECHO_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +53,17 @@ def this_worker() -> Worker:
     local_rank = _first(_LOCAL_RANK, 0)
     if world > 1 and not torch.cuda.is_available():
         # Ranks of one machine share its CPUs: torch alone would give each rank all of them.
-        torch.set_num_threads(max(1, usable_cpus() // max(1, _first(_LOCAL_WORLD, 1))))
+        torch.set_num_threads(_share_of_cpus())
     return Worker(rank=rank, world_size=world, local_rank=local_rank, device=_device(local_rank))
+
+
+def _share_of_cpus() -> int:
+    """CPUs of this rank, where several may run on one machine."""
+    # srun tells how many it gave; what it binds ranks to are these alone, or, without a plugin for it, all.
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if given.isdigit() and not any(name in os.environ for name in _LOCAL_WORLD):
+        return max(1, min(usable_cpus(), int(given)))
+    return max(1, usable_cpus() // max(1, _first(_LOCAL_WORLD, 1)))
 
 
 def _first(names: tuple[str, ...], default: int) -> int:
@@ -86,7 +98,7 @@ def _environment(*, hidden: tuple[str, ...], given: dict[str, str]) -> Iterator[
 
 
 class StopSignal:
-    """Set by SIGTERM, SIGINT (Ctrl-C) and SIGUSR2; a second one ends the process at once.
+    """Set by SIGTERM, SIGINT (Ctrl-C) and SIGUSR2; a second one, other than the echo of the first, ends the process.
 
     Used as a context manager around a run. Until `defer` is called there is nothing to finish, and the signal raises
     StopRequested. Outside the main thread, where Python allows no handlers, it is never set by a signal.
@@ -97,6 +109,7 @@ class StopSignal:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._is_deferred = False
+        self._asked_s = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -109,9 +122,13 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        now_s = time.monotonic()
         if self._event.is_set():
+            if now_s - self._asked_s < _ECHO_S:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        self._asked_s = now_s
         self._event.set()
         if not self._is_deferred:
             raise StopRequested

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -44,6 +46,43 @@ def test_the_rank_comes_from_the_launcher_without_joining_a_process_group(
     assert (worker.rank, worker.local_rank, worker.world_size) == expected
     assert not torch.distributed.is_initialized()
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "threads"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "3"}, 3),
+        ({"SLURM_CPUS_PER_TASK": "64"}, 8),
+        ({"SLURM_CPUS_PER_TASK": "3", "LOCAL_WORLD_SIZE": "2"}, 4),
+        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+    ],
+)
+def test_ranks_of_one_machine_share_its_cpus(
+    names: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geoloc_batch.run.workers.usable_cpus", lambda: 8)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", **names}.items():
+        monkeypatch.setenv(name, value)
+    this_worker()
+    assert torch.get_num_threads() == threads
+
+
+def test_a_signal_said_twice_counts_once_and_a_later_one_ends_the_process() -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "from geoloc_batch.run import workers\n"
+        "with workers.StopSignal() as stop:\n"
+        "    stop.defer()\n"
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(stop.is_set(), flush=True)\n"
+        "    time.sleep(workers._ECHO_S)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("True\n", -signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", StopSignal.SIGNALS)

@@ -1,0 +1,43 @@
+"""The cluster itself: whatever ends the tests, nothing of it is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm.cluster import processes_of, why_absent
+
+pytestmark = pytest.mark.slurm
+
+OWNER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from cluster import Cluster
+with Cluster() as cluster:
+    cluster.run("sbatch", "--nodes=2", "--output=/dev/null", "--wrap=srun sleep 1000")
+    cluster.wait(lambda: " R " in cluster.run("squeue"), 30, "a job")
+    print(cluster.folder, flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_cluster_whose_owner_ended(number: signal.Signals) -> None:
+    if reason := why_absent():
+        pytest.skip(reason)
+    command = [sys.executable, "-c", OWNER, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        assert len(list(processes_of(folder))) >= 6
+        owner.send_signal(number)
+        owner.wait(timeout=30)
+    end = time.monotonic() + 30
+    while (folder.exists() or list(processes_of(folder))) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert list(processes_of(folder)) == []
+    assert not folder.exists()
