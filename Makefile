@@ -26,7 +26,7 @@ demo: $(READY)  ## Run the whole pipeline on a small synthetic Europe, under 90 
 test: $(READY)  ## Run the tests, under 6 minutes
 	$(BIN)/python -m pytest -m "not slow and not kill and not slurm"
 
-test-slow: $(READY)  ## Run the tests that take minutes: memory over 20,000 photos
+test-slow: $(READY)  ## Run the tests that take minutes: processes killed, kernels built, memory over 20,000 photos
 	$(BIN)/python -m pytest -m slow
 
 test-kill: $(READY)  ## Kill a run at every file operation and resume it, about 5 minutes

@@ -249,7 +249,7 @@ def kernels_of(dtype: torch.dtype, capability: int) -> list[Kernel]:
 @pytest.mark.parametrize(
     ("dtype", "capability"),
     [
-        (torch.float32, 90),
+        pytest.param(torch.float32, 90, marks=pytest.mark.slow),
         pytest.param(torch.float64, 90, marks=pytest.mark.slow),
         pytest.param(torch.float32, 80, marks=pytest.mark.slow),
         pytest.param(torch.float64, 80, marks=pytest.mark.slow),

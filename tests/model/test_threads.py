@@ -49,6 +49,7 @@ def features_on(*threads: int) -> list[list[str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_number_of_threads() -> None:
     alone, together = features_on(1, 3)
     assert len(set(alone)) == 3

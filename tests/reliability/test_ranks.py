@@ -168,6 +168,7 @@ def left_by_another_machine(family: Family, shards: list[str], out: Path) -> set
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [-1, 1], ids=["into-the-past", "into-the-future"])
 def test_leases_of_the_dead_are_taken_over_though_the_clock_has_jumped(
     hours: int, family: Family, shards: list[str], undisturbed: dict[str, bytes], tmp_path: Path

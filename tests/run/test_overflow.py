@@ -127,6 +127,7 @@ def test_a_unit_that_overflows_is_made_again_in_bf16_as_a_whole_and_its_marker_s
         assert marker_of(tmp_path / "fp16", unit).counts.warnings == ((remark,) if unit == hot_unit else ())
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_units_were_made_again_resumes_to_the_same_bytes(
     hot: tuple[World, int], geoloc: Geoloc, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from small_world import (
     World,
     make_shards,
@@ -51,6 +52,7 @@ def test_sigterm_ends_with_75_and_the_next_run_completes(world: World, tmp_path:
     assert main(["verify", str(out)]) == 1
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_that_waits_for_a_stalled_pipe_and_the_pipe_with_it(world: World, tmp_path: Path) -> None:
     shard = make_shards(tmp_path / "shards", [3])[0]
     out, mark = tmp_path / "out", f"61.{os.getpid()}"
@@ -80,6 +82,7 @@ def test_a_signal_while_the_parts_are_loaded_ends_with_75_too(world: World, tmp_
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder_write_each_key_once(world: World, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     make_shards(shards, [6] * 10)
