@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,32 +99,15 @@ _head_topk = torch.library.custom_op("geoloc::head_topk", head_definition, mutat
 
 @_head_topk.register_kernel("cuda")
 def _(
-    feature_BD: Tensor,
-    weight_CD: Tensor,
-    bias_C: Tensor,
-    xyz_C3: Tensor,
-    id_C: Tensor | None,
-    k: int,
-    temperature: float,
-    eps: float,
-    packed: Sequence[Tensor],
+    feature_BD: Tensor, weight_CD: Tensor, bias_C: Tensor, xyz_C3: Tensor, id_C: Tensor | None, k: int, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if k > KERNEL_K or len(feature_BD) == 0:
-        return head_definition(feature_BD, weight_CD, bias_C, xyz_C3, id_C, k, temperature, eps, ())
-    return head_posterior(feature_BD, weight_CD, bias_C, xyz_C3, id_C, k, temperature, eps, packed)
+    way = head_definition if k > KERNEL_K or len(feature_BD) == 0 else head_posterior
+    return way(feature_BD, weight_CD, bias_C, xyz_C3, id_C, k, *settings)
 
 
 @_head_topk.register_fake
 def _(
-    feature_BD: Tensor,
-    weight_CD: Tensor,
-    bias_C: Tensor,
-    xyz_C3: Tensor,
-    id_C: Tensor | None,
-    k: int,
-    temperature: float,
-    eps: float,
-    packed: Sequence[Tensor],
+    feature_BD: Tensor, weight_CD: Tensor, bias_C: Tensor, xyz_C3: Tensor, id_C: Tensor | None, k: int, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return empty_parts(feature_BD.shape[0], weight_CD.shape[0], k, feature_BD)
 

@@ -70,7 +70,7 @@ def head_posterior(
     route instead of the one by the sizes. With `id_C` there is no product, whose columns are the ids.
     """
     from geoloc_kernels.triton_cells import Cells
-    from geoloc_kernels.triton_head import fused_topk, split_topk
+    from geoloc_kernels.triton_head import fused_topk
 
     num_sms = _num_sms(feature_BD)
     taken = chosen or route(len(feature_BD), len(weight_CD), num_sms)
@@ -81,9 +81,10 @@ def head_posterior(
     if taken == "product":
         return _by_product(feature_BD, weight_CD, bias_C, k, temperature, eps, cells)
     rows_BD, scale_B = operands(feature_BD, weight_CD.dtype, eps)
-    kernel = split_topk if taken == "split" else fused_topk
+    weight_CD = weight_CD.to(rows_BD.dtype)
+    num_parts = _num_parts(taken)
     return _typed(
-        kernel(rows_BD, scale_B, weight_CD.to(rows_BD.dtype), None, xyz_C3, k, 1.0 / temperature, cells=cells)
+        fused_topk(rows_BD, scale_B, weight_CD, None, xyz_C3, k, 1.0 / temperature, cells=cells, num_parts=num_parts)
     )
 
 
@@ -96,13 +97,13 @@ def rows_posterior(logit_BC: Tensor, xyz_C3: Tensor, k: int) -> _Parts:
 
 def bank_best(query_BD: Tensor, bank_CD: Tensor, k: int, *, chosen: Route | None = None) -> tuple[Tensor, Tensor]:
     """What `bank_topk` returns, by the head's kernels without their soft-max, for B >= 1 rows and k <= KERNEL_K."""
-    from geoloc_kernels.triton_head import fused_topk, split_topk
+    from geoloc_kernels.triton_head import fused_topk
 
     taken = chosen or _fused_or_split(len(query_BD), _num_sms(query_BD))
     _tell(taken)
     query_BD, bank_CD = _of_one_type(query_BD, bank_CD)
-    kernel = split_topk if taken == "split" else fused_topk
-    ids, score, *_ = kernel(query_BD, _ones(query_BD), bank_CD, None, None, k, 1.0)
+    scale_B = query_BD.new_ones(len(query_BD), dtype=torch.float32)
+    ids, score, *_ = fused_topk(query_BD, scale_B, bank_CD, None, None, k, 1.0, num_parts=_num_parts(taken))
     return score, ids
 
 
@@ -160,8 +161,8 @@ def _typed(found: _Parts) -> _Parts:
     return ids, logit, lse.double(), mean, entropy
 
 
-def _ones(rows: Tensor) -> Tensor:
-    return rows.new_ones(len(rows), dtype=torch.float32)
+def _num_parts(taken: Route) -> int | None:
+    return None if taken == "split" else 1
 
 
 def _tell(taken: Route) -> None:

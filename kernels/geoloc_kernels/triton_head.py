@@ -2,7 +2,7 @@
 
 One program has a tile of rows and walks its part of the cells. Features times weights run through one flat loop over
 (tile of cells, slice of features), so that the next tile's loads are under way while a tile's soft-max is taken.
-`fused_topk` gives every program all cells; `split_topk` cuts them into parts and merges what the parts found.
+`fused_topk` gives every program all cells, or for few rows a part of them, and merges what the parts found.
 
 Half inputs go into the tensor cores as they are, their products are summed in float32. Float32 inputs are multiplied as
 three products of tf32 halves: a logit is off by about 2^-21 of the sum of |feature * weight|. Neither uses atomics; a
@@ -120,8 +120,9 @@ def fused_topk(
     *,
     cells: Cells | None = None,
     tiles: Tiles | None = None,
+    num_parts: int | None = 1,
 ) -> Answer:
-    """The posterior of logits = (feature . weight * rstd + bias) * inv_temperature, in one kernel.
+    """The posterior of logits = (feature . weight * rstd + bias) * inv_temperature, never in memory.
 
     Args:
         feature_BD: [B, D] bfloat16, float16 or float32.
@@ -134,6 +135,9 @@ def fused_topk(
         id_C: as `pack_cells` has it: the cells' ids where they stand in another order.
         cells: `pack_cells` of bias, vectors and ids, made before.
         tiles: how the work is cut; None: by dtype and chip.
+        num_parts: into how many parts, which another kernel merges, the cells are cut for few rows, at most one a tile;
+            None: as many as fill the chip. Sums of parts are added in another order than one program would add them;
+            ids and logits are the same.
 
     Returns:
         The answer; the last three tensors are empty where `xyz_C3` is None.
@@ -141,44 +145,6 @@ def fused_topk(
     Raises:
         ValueError: k or C is out of range, or the dtypes differ.
     """
-    return _launch(feature_BD, rstd_B, weight_CD, bias_C, xyz_C3, k, inv_temperature, id_C, cells, tiles, 1)
-
-
-def split_topk(
-    feature_BD: Tensor,
-    rstd_B: Tensor,
-    weight_CD: Tensor,
-    bias_C: Tensor | None,
-    xyz_C3: Tensor | None,
-    k: int,
-    inv_temperature: float,
-    id_C: Tensor | None = None,
-    *,
-    cells: Cells | None = None,
-    tiles: Tiles | None = None,
-    num_parts: int | None = None,
-) -> Answer:
-    """`fused_topk`, whose arguments these are, for few rows: the cells cut into parts, which another kernel merges.
-
-    `num_parts` is at most one a tile; None: as many as fill the chip. Sums of parts are added in another order than one
-    program would add them; ids and logits are the same.
-    """
-    return _launch(feature_BD, rstd_B, weight_CD, bias_C, xyz_C3, k, inv_temperature, id_C, cells, tiles, num_parts)
-
-
-def _launch(
-    feature_BD: Tensor,
-    rstd_B: Tensor,
-    weight_CD: Tensor,
-    bias_C: Tensor | None,
-    xyz_C3: Tensor | None,
-    k: int,
-    inv_temperature: float,
-    id_C: Tensor | None,
-    cells: Cells | None,
-    tiles: Tiles | None,
-    num_parts: int | None,
-) -> Answer:
     if feature_BD.dtype != weight_CD.dtype:
         raise ValueError(f"features are {feature_BD.dtype} and weights {weight_CD.dtype}; convert one of them")
     num_rows, num_cells = len(feature_BD), len(weight_CD)

@@ -1,4 +1,4 @@
-"""One row's parts made one: the second kernel of `split_topk`.
+"""One row's parts made one: the second kernel of `fused_topk` where cells are cut into parts.
 
 Needs Triton: import this file inside functions.
 Shape letters: B rows, S parts, K kept; in the kernel N candidates of a tile.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from geoloc_kernels.triton_cells import Answer, pack_cells
-from geoloc_kernels.triton_head import fused_topk, split_topk
+from geoloc_kernels.triton_head import fused_topk
 from geoloc_kernels.triton_rows import rows_topk
 from geoloc_kernels.triton_tiles import Tiles
 
@@ -33,7 +33,7 @@ Kernel = Callable[..., Answer]
 
 
 def three_parts(*arguments: Any, **options: Any) -> Answer:
-    return split_topk(*arguments, **options, num_parts=3)
+    return fused_topk(*arguments, **options, num_parts=3)
 
 
 KERNELS = pytest.mark.parametrize("kernel", [fused_topk, three_parts])
@@ -147,7 +147,7 @@ def test_cells_that_are_all_equal_are_the_first_ones(kernel: Kernel) -> None:
 def test_parts_are_merged_to_what_one_program_finds(num_parts: int) -> None:
     arguments: Any = (*head(2, 250, 24), 6, 1 / TEMPERATURE)
     expected = fused_topk(*arguments, tiles=TILES)
-    found = split_topk(*arguments, tiles=TILES, num_parts=num_parts)
+    found = fused_topk(*arguments, tiles=TILES, num_parts=num_parts)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
     for part in (2, 3, 4):
@@ -242,8 +242,8 @@ def test_rows_in_any_layout_give_the_same() -> None:
 def test_cells_packed_before_give_the_same() -> None:
     feature, scale, weight, bias, xyz = head(3, 50, 8)
     cells = pack_cells(50, bias, xyz, None)
-    one = split_topk(feature, scale, weight, bias, xyz, 4, 1.0, tiles=TILES)
-    other = split_topk(feature, scale, weight, bias, xyz, 4, 1.0, cells=cells, tiles=TILES)
+    one = fused_topk(feature, scale, weight, bias, xyz, 4, 1.0, tiles=TILES, num_parts=None)
+    other = fused_topk(feature, scale, weight, bias, xyz, 4, 1.0, cells=cells, tiles=TILES, num_parts=None)
     for part, again in zip(one, other, strict=True):
         assert torch.equal(part, again)
 
@@ -253,7 +253,7 @@ def test_no_rows_are_no_rows() -> None:
     for answer in (
         rows_topk(torch.zeros(0, 5), xyz, 9),
         fused_topk(feature, scale, weight, bias, xyz, 9, 1.0),
-        split_topk(feature, scale, weight, bias, xyz, 9, 1.0),
+        fused_topk(feature, scale, weight, bias, xyz, 9, 1.0, num_parts=None),
     ):
         assert [tuple(part.shape) for part in answer] == [(0, 5), (0, 5), (0,), (0, 3), (0,)]
 
@@ -267,4 +267,4 @@ def test_misuse_is_named() -> None:
     with pytest.raises(ValueError, match=r"float32 logits, got torch\.float16"):
         rows_topk(torch.zeros(2, 5).half(), xyz, 1)
     with pytest.raises(ValueError, match=r"features are torch\.float16 and weights torch\.float32"):
-        split_topk(feature.half(), scale, weight, bias, xyz, 1, 1.0)
+        fused_topk(feature.half(), scale, weight, bias, xyz, 1, 1.0, num_parts=None)
