@@ -1,10 +1,13 @@
-"""All pairs on the CPU by chords: unit vectors once a point, then one arc sine a pair and no other trigonometry.
+"""All pairs on the CPU from unit vectors: trigonometry once a point, then one arc cosine or sine a pair.
 
+    distance = R acos(u . v)
     h = |u - v|^2 / 4 = sin^2(angle / 2);  distance = 2 R asin(sqrt(h))
 
-Differences of unit vectors, not their product: each is exact to 1e-16, and so is the chord, down to identical points.
-Only within some 13 km of the antipode does the arc sine lose digits; those few pairs are done again by the definition.
-Work is in float64 for either dtype: unit vectors in float32 are half a metre apart.
+The first has two thirds of the second's steps and loses digits between close points and at the antipode: a block where
+some pair is within 2.8 km of either goes by the second. Its differences of unit vectors are exact to 1e-16, and so is
+the chord, down to identical points; only within some 13 km of the antipode does the arc sine lose digits, and those few
+pairs are done again by the definition. Work is in float64 for either dtype: unit vectors in float32 are half a metre
+apart. Which way a pair goes, and so its distance by some micrometres, depends on its neighbours.
 
 Shape letters: N and M points.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,8 +28,13 @@ from geoloc_kernels.haversine import EARTH_RADIUS_KM, cosine, distance_km, sine,
 _BLOCK = (1 << 15) - 1
 _BLOCK_COLUMNS = 4096
 
+# Within this cosine a rounding error of 3e-16 in it is less than 5 micrometres of distance.
+_PLAIN_COSINE = 1 - 1e-7
 # Beyond this h a rounding error of 4e-16 in it would be more than a micrometre of distance.
 _NEAR_ANTIPODE = 1 - 1e-6
+
+_Axes: TypeAlias = tuple[Tensor, ...]
+"""x, y and z of points."""
 
 
 def unit_vectors(point_deg: Tensor) -> Tensor:
@@ -58,9 +67,8 @@ def pairwise_by_chords(a_deg_N2: Tensor, b_deg_M2: Tensor) -> Tensor:
     km_NM = a_deg_N2.new_empty(len(a_deg_N2), len(b_deg_M2))
     if km_NM.numel() == 0:
         return km_NM
-    # Halves of unit vectors: the sum of their squared differences is h itself.
-    a_3N1 = (unit_vectors(a_deg_N2) / 2).T.unsqueeze(-1)
-    b_31M = (unit_vectors(b_deg_M2) / 2).T.contiguous().unsqueeze(1)
+    a_3N1 = unit_vectors(a_deg_N2).T.unsqueeze(-1)
+    b_31M = unit_vectors(b_deg_M2).T.contiguous().unsqueeze(1)
     is_inference = torch.is_inference_mode_enabled()
 
     def fill(band: slice) -> None:
@@ -88,21 +96,39 @@ def _fill_band(km_RM: Tensor, a_3R1: Tensor, b_31M: Tensor, a_deg_R2: Tensor, b_
     num_rows, num_columns = km_RM.shape
     columns = min(num_columns, _BLOCK_COLUMNS)
     rows = max(1, min(num_rows, _BLOCK // columns))
-    square, step = torch.empty(2, rows * columns, dtype=torch.float64)
-    for top, left in itertools.product(range(0, num_rows, rows), range(0, num_columns, columns)):
-        row, column = slice(top, top + rows), slice(left, left + columns)
-        km = km_RM[row, column]
-        h, difference = (buffer[: km.numel()].view(km.shape) for buffer in (square, step))
-        torch.sub(a_3R1[0, row], b_31M[0, :, column], out=difference)
-        torch.mul(difference, difference, out=h)
-        for axis in (1, 2):
-            torch.sub(a_3R1[axis, row], b_31M[axis, :, column], out=difference)
-            h.addcmul_(difference, difference)
-        _arc_km(h, km, a_deg_R2[row], b_deg_M2[column])
+    buffers = torch.empty(2, rows * columns, dtype=torch.float64).unbind()
+    for left in range(0, num_columns, columns):
+        column = slice(left, left + columns)
+        b = b_31M[..., column].unbind()
+        for top in range(0, num_rows, rows):
+            row = slice(top, top + rows)
+            a = a_3R1[:, row].unbind()
+            km = km_RM[row, column]
+            work, step = (buffer[: km.numel()].view(km.shape) for buffer in buffers)
+            if not _by_cosines(a, b, work, km):
+                _by_chords(a, b, work, step, km, a_deg_R2[row], b_deg_M2[column])
 
 
-def _arc_km(h: Tensor, km: Tensor, a_deg: Tensor, b_deg: Tensor) -> None:
-    """Squared half chords into `km`; `h` is used up."""
+def _by_cosines(a: _Axes, b: _Axes, dot: Tensor, km: Tensor) -> bool:
+    """Distances from scalar products, unless some pair is too close or too far apart for them, or is no number."""
+    torch.mul(a[0], b[0], out=dot)
+    dot.addcmul_(a[1], b[1]).addcmul_(a[2], b[2])
+    low, high = dot.aminmax()
+    # NaN compares as false.
+    if not (float(low) > -_PLAIN_COSINE and float(high) < _PLAIN_COSINE):
+        return False
+    torch.mul(dot.acos_(), EARTH_RADIUS_KM, out=km)
+    return True
+
+
+def _by_chords(a: _Axes, b: _Axes, h: Tensor, step: Tensor, km: Tensor, a_deg: Tensor, b_deg: Tensor) -> None:
+    """Distances from differences of unit vectors."""
+    torch.sub(a[0], b[0], out=step)
+    torch.mul(step, step, out=h)
+    for axis in (1, 2):
+        torch.sub(a[axis], b[axis], out=step)
+        h.addcmul_(step, step)
+    h.mul_(0.25)
     # A maximum of NaN compares as false: such a block is looked through as well.
     is_plain = bool(h.max() <= _NEAR_ANTIPODE)
     far = None if is_plain else (h > _NEAR_ANTIPODE).nonzero(as_tuple=True)

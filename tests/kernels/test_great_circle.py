@@ -38,9 +38,14 @@ def all_pairs_of_blocks(a_deg: Tensor, b_deg: Tensor) -> Tensor:
     return torch.cat([pairwise_km(a, b).diagonal() for a, b in parts])
 
 
+def all_pairs_of_one(a_deg: Tensor, b_deg: Tensor) -> Tensor:
+    """Distances of mates, by `pairwise_km` of nothing else: no closer pair decides how they are taken."""
+    return torch.cat([pairwise_km(a, b)[0] for a, b in zip(a_deg.split(1), b_deg.split(1), strict=True)])
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("way", [great_circle_km, all_pairs_of_blocks])
+@pytest.mark.parametrize("way", [great_circle_km, all_pairs_of_blocks, all_pairs_of_one])
 def test_a_distance_is_off_by_no_more_than_its_precision_allows(
     way: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, case: str
 ) -> None:
