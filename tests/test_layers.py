@@ -18,7 +18,7 @@ KERNELS = PACKAGE.parent / "kernels" / "geoloc_kernels"
 # Low to high. Rooms on one level do not import each other.
 LEVELS = [
     {"errors"},
-    {"records", "cpus", "flags"},
+    {"records", "cpus", "flags", "whole_file"},
     {"geo"},
     {"geoloc_kernels"},
     {"stream", "model", "store"},
@@ -35,7 +35,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-TORCH_FREE = ["", ".cli", ".verbs", ".api", ".errors", ".records", ".cpus", ".flags"]
+TORCH_FREE = ["", ".cli", ".verbs", ".api", ".errors", ".records", ".cpus", ".flags", ".whole_file"]
 TORCH_FREE += [".run.config", ".model.config", ".stream.config", ".stream.packing.config", ".locate.config"]
 TORCH_FREE += [".model.heads", ".model.hub", ".locate.requests"]
 TORCH_FREE += [".evaluate.config", ".train.config"]

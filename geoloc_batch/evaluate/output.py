@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 from geoloc_batch.errors import OutputError
 from geoloc_batch.evaluate.evaluation import Evaluation, format_table
 from geoloc_batch.store.pin import refuse_object_store
+from geoloc_batch.whole_file import in_one_move
 
 SCHEMA_VERSION = 1
 METRICS, TABLE, ROWS = "metrics.json", "metrics.md", "rows.parquet"
@@ -59,20 +58,9 @@ def write(folder: Path, evaluation: Evaluation, rows: pa.Table) -> None:
     text = json.dumps({**values, "warnings": evaluation.warnings}, indent=1, ensure_ascii=False, allow_nan=False)
     table = rows.replace_schema_metadata({"schema_version": json.dumps(SCHEMA_VERSION)})
     (folder / METRICS).unlink(missing_ok=True)
-    _replace(folder / ROWS, lambda part: _write_rows(part, table))
-    _replace(folder / TABLE, lambda part: _write_text(part, format_table(evaluation) + "\n"))
-    _replace(folder / METRICS, lambda part: _write_text(part, text + "\n"))
-
-
-def _replace(path: Path, make: Callable[[Path], None]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
-    make(part)
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(part, path)
+    in_one_move(folder / ROWS, lambda part: _write_rows(part, table))
+    in_one_move(folder / TABLE, lambda part: _write_text(part, format_table(evaluation) + "\n"))
+    in_one_move(folder / METRICS, lambda part: _write_text(part, text + "\n"))
 
 
 def _write_rows(path: Path, table: pa.Table) -> None:

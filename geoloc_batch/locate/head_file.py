@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from geoloc_batch.errors import HeadError
-from geoloc_batch.geo.formats import in_one_move
 from geoloc_batch.locate.harmless import copy_again, load_pickle
+from geoloc_batch.whole_file import in_one_move
 
 TENSORS = ("head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias")
 """LayerNorm's scale and shift, the linear layer's weight and bias. Position 1 is the dropout, which has no weights."""

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from geoloc_batch.whole_file import sync_file, sync_folder
+
 READ_BYTES = 1 << 20
 
 # What filesystems answer that have no hard links, or do not let this user make one.
 NO_LINK_ERRNOS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
-# What some network filesystems answer to fsync of a folder: there it is not needed, or not to be had.
-NO_FOLDER_SYNC_ERRNOS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR})
+
+# The namespace that a machine starts with: PROC_PID_INIT_INO of the kernel's proc_ns.h.
+_FIRST_NAMESPACE = "pid:[4026531836]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +151,11 @@ class OsFiles:
 
     def sync(self, path: Path) -> None:
         """See FilePort."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(path)
 
     def sync_folder(self, path: Path) -> None:
         """See FilePort."""
-        try:
-            self.sync(path)
-        except OSError as error:
-            if error.errno not in NO_FOLDER_SYNC_ERRNOS:
-                raise
+        sync_folder(path)
 
     def link(self, source: Path, target: Path) -> None:
         """See FilePort."""
@@ -277,9 +272,20 @@ def process_state(pid: int) -> tuple[str, int] | None:
     return fields[0], int(fields[19])
 
 
+def process_name() -> str:
+    """The number of this process; in a container that counts its own, with that of its namespace."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return str(os.getpid())
+    return str(os.getpid()) if namespace == _FIRST_NAMESPACE else f"{os.getpid()}.{namespace.strip('pid:[]')}"
+
+
 def _boot_and_namespace() -> tuple[str, str]:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return boot, os.readlink("/proc/self/ns/pid")
+        # In a container without a /proc of its own, numbers found there are those of others.
+        is_ours = os.readlink("/proc/self") == str(os.getpid())
+        return (boot, os.readlink("/proc/self/ns/pid")) if is_ours else ("", "")
     except OSError:
         return "", ""

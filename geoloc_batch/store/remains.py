@@ -7,8 +7,8 @@ from pathlib import Path
 
 from geoloc_batch.store.files import OsFiles
 from geoloc_batch.store.goal import reached_goals
-from geoloc_batch.store.marker import read_marker
 from geoloc_batch.store.plan import read_plan
+from geoloc_batch.store.standing import read_standing
 
 FOLDERS = ("img_emb", "metadata")
 
@@ -36,12 +36,9 @@ def find_remains(out: Path) -> Remains:
     there = {f"{folder}/{name}" for folder in FOLDERS for name in names(out / folder)}
     num_done = num_harmed = 0
     first = ""
-    for goal in reached_goals(out, range(len(plan)), names).values():
-        marker = read_marker(out, goal)
-        if marker is None:
-            continue
+    for standing in read_standing(out, reached_goals(out, range(len(plan)), names).values()):
         num_done += 1
-        lost = [path for path in marker.paths if path.rpartition("/")[0] in FOLDERS and path not in there]
+        lost = [path for path in standing.marker.paths if path.rpartition("/")[0] in FOLDERS and path not in there]
         num_harmed += bool(lost)
         first = first or next((str(out / path) for path in lost), "")
     return Remains(num_undone=len(plan) - num_done, num_harmed=num_harmed, lost=first)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoloc_batch.geo.cells.show import count_points
-from geoloc_batch.geo.formats import in_one_move
 from geoloc_batch.geo.partition import Partition
+from geoloc_batch.whole_file import in_one_move
 
 _MARGIN = 0.03
 _STEPS_DEG = (0.5, 1, 2, 5, 10, 20, 30, 60)

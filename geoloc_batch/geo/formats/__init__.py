@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from geoloc_batch.whole_file import in_one_move
 
 if TYPE_CHECKING:
     from geoloc_batch.geo.partition import Partition
@@ -41,13 +41,3 @@ def save_partition(partition: Partition, path: Path) -> None:
 
     text = geocell_info(partition)
     return in_one_move(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def in_one_move(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, then move it there: a reader sees the old one or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
