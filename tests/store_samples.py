@@ -22,6 +22,9 @@ from geoloc_batch.store.verify import verify
 
 CONFIG: dict[str, Any] = {"encoder": "tiny", "precision": "fp32", "batch_size": 32, "top_k": 3}
 NUM_FEATURES = 7
+# Of the run that the fixtures `finished` and `out` hold.
+NUM_FINISHED = 4
+WORKER = "n1-7-r0"
 
 
 def make_units(count: int, *, first: int = 0) -> list[Unit]:
@@ -129,6 +132,17 @@ def take(ledger: Ledger) -> Execution:
     execution = ledger.acquire()
     assert isinstance(execution, Execution)
     return execution
+
+
+def in_work(out: Path, num_units: int, num_done: int = 0, **options: Any) -> tuple[Ledger, Execution]:
+    """A ledger that has done some units and holds one more."""
+    ledger = Ledger(out, **options)
+    ledger.open(CONFIG)
+    ledger.adopt_plan(make_units(num_units))
+    for _ in range(num_done):
+        execution = take(ledger)
+        ledger.commit(execution, *write_unit(execution))
+    return ledger, take(ledger)
 
 
 def age(out: Path, name: str, seconds: float) -> None:

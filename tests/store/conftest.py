@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from store_samples import CONFIG, make_units, run_rank, staging_rows
+from store_samples import CONFIG, NUM_FINISHED, WORKER, make_units, run_rank, staging_rows
 
 from geoloc_batch.store.ledger import Ledger
 
@@ -28,6 +29,20 @@ def opened(tmp_path: Path) -> Iterator[Any]:
     yield open_one
     for ledger in ledgers:
         ledger.close()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of NUM_FINISHED units that is complete: to be looked at, not to be changed."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run_rank(out, NUM_FINISHED, worker=WORKER)
+    return out
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 @pytest.fixture

@@ -44,11 +44,11 @@ def adopt(out: Path | str, *sources: str, is_worked: bool = False, **fields: int
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two shards in a folder, and the working folder above it."""
-    folder = tmp_path / "work" / "shards"
+    folder = tmp_path / "photos" / "shards"
     folder.mkdir(parents=True)
     for name in ("a.tar", "b.tar"):
         (folder / name).write_bytes(name.encode())
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "photos")
     return folder
 
 
@@ -56,15 +56,15 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("pinned", "here", "given", "opened"),
     [
         ("shards/a.tar", ".", "./shards/../shards//a.tar", "shards/a.tar"),
-        ("shards/a.tar", ".", "{root}/work/shards/a.tar", "shards/a.tar"),
-        ("{root}/work/shards/a.tar", ".", "shards/a.tar", "{root}/work/shards/a.tar"),
+        ("shards/a.tar", ".", "{root}/photos/shards/a.tar", "shards/a.tar"),
+        ("{root}/photos/shards/a.tar", ".", "shards/a.tar", "{root}/photos/shards/a.tar"),
         ("shards/a.tar", ".", "linked/a.tar", "shards/a.tar"),
-        ("linked/a.tar", ".", "{root}/work/shards/a.tar", "linked/a.tar"),
+        ("linked/a.tar", ".", "{root}/photos/shards/a.tar", "linked/a.tar"),
         ("shards/a.tar", ".", "other.tar", "shards/a.tar"),
         # From another working folder the pinned spelling leads nowhere: the given one is opened.
         ("shards/a.tar", "shards", "a.tar", "a.tar"),
-        ("shards/a.tar", "..", "work/linked/a.tar", "work/linked/a.tar"),
-        ("{root}/work/shards/a.tar", "shards", "a.tar", "{root}/work/shards/a.tar"),
+        ("shards/a.tar", "..", "photos/linked/a.tar", "photos/linked/a.tar"),
+        ("{root}/photos/shards/a.tar", "shards", "a.tar", "{root}/photos/shards/a.tar"),
     ],
 )
 def test_a_shard_under_another_spelling_is_the_same_shard(
@@ -108,7 +108,7 @@ def test_a_folder_that_was_moved_whole_holds_the_same_shards_and_says_so(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adopt("out", "shards/a.tar", "shards/b.tar", is_worked=True)
-    (tmp_path / "work").rename(tmp_path / "moved")
+    (tmp_path / "photos").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
 
     adopted, ledger = adopt("out", "shards/a.tar", "shards/b.tar")
@@ -149,7 +149,7 @@ def test_a_shard_that_is_found_again_is_not_sought_elsewhere(
 ) -> None:
     out = tmp_path / "out"
     adopt(out, "shards/a.tar", num_bytes=5)
-    (tmp_path / "work").rename(tmp_path / "moved")
+    (tmp_path / "photos").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
 
     (warning,) = adopt(out, "shards/a.tar", "other/a.tar", num_bytes=5)[1].warnings
@@ -176,7 +176,7 @@ def test_another_file_with_the_name_of_a_pinned_one_is_refused_until_it_is_named
     adopt(out, "shards/a.tar", is_worked=True)
     monkeypatch.chdir(elsewhere)
 
-    with pytest.raises(InputError, match=r"shards/a\.tar was planned as .*/work/shards/a\.tar.* absolute path"):
+    with pytest.raises(InputError, match=r"shards/a\.tar was planned as .*/photos/shards/a\.tar.* absolute path"):
         adopt(out, "shards/a.tar")
     mine, theirs = str(elsewhere / "shards/a.tar"), str(shards / "a.tar")
     adopted, _ = adopt(out, mine, theirs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from geoloc_batch.store.files import OsFiles, process_state
+from geoloc_batch.store.files import OsFiles, process_name, process_state
 from geoloc_batch.store.goal import Goal
 from geoloc_batch.store.lease import Lease, Leases, parse_lease_name, read_lease
 
@@ -117,6 +117,35 @@ def test_a_process_that_cannot_be_seen_from_here_is_never_called_gone(change: di
 
     assert not files.is_gone(elsewhere)
     assert files.is_gone(dataclasses.replace(files.owner(), pid=2**22 + 1))
+
+
+def test_a_live_process_that_proc_does_not_know_by_its_number_is_never_called_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As in a container that counts its own processes and was given the machine's /proc.
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)
+    owner = OsFiles().owner()
+    companion = dataclasses.replace(owner, pid=2**22 + 2)
+
+    assert not OsFiles().is_gone(owner)
+    assert not OsFiles().is_gone(companion)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"), [("pid:[4026531836]", "2"), ("pid:[4026532178]", "2.4026532178"), (None, "2")]
+)
+def test_processes_of_containers_that_count_alike_have_names_of_their_own(
+    namespace: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def readlink(path: str) -> str:
+        assert path == "/proc/self/ns/pid"
+        if namespace is None:
+            raise FileNotFoundError(path)
+        return namespace
+
+    monkeypatch.setattr(os, "getpid", lambda: 2)
+    monkeypatch.setattr(os, "readlink", readlink)
+    assert process_name() == name
 
 
 def test_a_pid_that_was_given_to_another_process_since_is_a_process_gone() -> None:

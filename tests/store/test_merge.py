@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from store_samples import (
     CONFIG,
+    NUM_FINISHED,
     make_features,
     make_located,
     make_samples,
@@ -35,20 +35,6 @@ from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
 from geoloc_batch.store.tables import read_tables
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
-
-NUM_UNITS = 5
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "out"
-    run_rank(out, NUM_UNITS)
-    return out
-
-
-@pytest.fixture
-def out(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def with_metas(out: Path, metas: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -72,8 +58,8 @@ def test_all_predictions_stand_in_one_file_in_the_order_of_their_units(out: Path
     target = tmp_path / "new" / "all.parquet"
     merged = geoloc_batch.merge(out, out=target)
 
-    rows = sum(rows_of(unit) for unit in make_units(NUM_UNITS))
-    assert (merged.units, merged.rows, merged.files, merged.undone) == (NUM_UNITS, rows, 1, 0)
+    rows = sum(rows_of(unit) for unit in make_units(NUM_FINISHED))
+    assert (merged.units, merged.rows, merged.files, merged.undone) == (NUM_FINISHED, rows, 1, 0)
     assert merged.bytes == target.stat().st_size
     assert pq.read_table(target).equals(read_tables(out / "predictions"))
     assert os.listdir(target.parent) == ["all.parquet"]
@@ -84,7 +70,7 @@ def test_row_groups_have_one_size_with_statistics_and_a_folder_has_parts(
 ) -> None:
     monkeypatch.setattr(merge_output, "ROW_GROUP_ROWS", 3)
     monkeypatch.setattr(merge_output, "PART_ROWS", 7)
-    rows = sum(rows_of(unit) for unit in make_units(NUM_UNITS))
+    rows = sum(rows_of(unit) for unit in make_units(NUM_FINISHED))
 
     geoloc_batch.merge(out, out=tmp_path / "all.parquet")
     (tmp_path / "folder").mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,6 @@ from geoloc_batch.store.merge_source import Source
 from geoloc_batch.store.tables import read_tables
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
-
-NUM_UNITS = 5
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "out"
-    run_rank(out, NUM_UNITS)
-    return out
-
-
-@pytest.fixture
-def out(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_samples import CONFIG, age, make_units, retry_rank, rows_of, run_rank, staging_rows, take, write_unit
+from store_samples import (
+    CONFIG,
+    NUM_FINISHED,
+    age,
+    in_work,
+    make_units,
+    retry_rank,
+    rows_of,
+    run_rank,
+    staging_rows,
+    take,
+    write_unit,
+)
 
 from geoloc_batch.records import Unit
 from geoloc_batch.store.files import OsFiles
@@ -20,14 +32,6 @@ from geoloc_batch.store.status_text import MAX_RANKS, format_status
 from geoloc_batch.store.verify import verify
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
-
-NUM_UNITS = 4
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    run_rank(tmp_path / "out", NUM_UNITS, worker="n1-7-r0")
-    return tmp_path / "out"
 
 
 def edit(out: Path, unit: int, change: Callable[[dict[str, Any]], object], retry: str = "") -> None:
@@ -41,17 +45,6 @@ def worked(out: Path, unit: int, worker: str, began_s: float, ended_s: float, sa
     """As if that worker had made that unit then."""
     work = {"worker": worker, "ended_s": ended_s, "seconds": ended_s - began_s, "limiting_stage": stage}
     edit(out, unit, lambda fields: (fields.update(work=work), fields["counts"].update(samples=samples)))
-
-
-def in_work(out: Path, num_units: int, num_done: int = 0, **options: Any) -> tuple[Ledger, Execution]:
-    """A ledger that has done some units and holds one more."""
-    ledger = Ledger(out, **options)
-    ledger.open(CONFIG)
-    ledger.adopt_plan(make_units(num_units))
-    for _ in range(num_done):
-        execution = take(ledger)
-        ledger.commit(execution, *write_unit(execution))
-    return ledger, take(ledger)
 
 
 def test_status_tells_done_running_and_waiting(tmp_path: Path) -> None:
@@ -151,7 +144,7 @@ def test_error_rows_are_told_by_stage(tmp_path: Path) -> None:
 
 def test_runs_of_older_versions_are_read_and_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ledger, _ = in_work(out, NUM_UNITS, num_done=2)
+    ledger, _ = in_work(out, NUM_FINISHED, num_done=2)
     lease = next((out / "_leases").glob("0*"))
     lease.write_text(json.dumps({name: json.loads(lease.read_text())[name] for name in ("token", "owner", "taken_ns")}))
     for number, unit in enumerate(sorted(int(path.stem) for path in (out / "_done").rglob("*.json"))):
@@ -166,8 +159,8 @@ def test_runs_of_older_versions_are_read_and_gone_on_with(tmp_path: Path) -> Non
     assert found.images_per_second == pytest.approx(found.samples / 4, abs=0.01)
     assert (found.limiting_stage, found.ranks[0].name) == (None, f"{os.uname().nodename}-{os.getpid()}")
     ledger.close()
-    run_rank(out, NUM_UNITS)
-    assert status(out).done == NUM_UNITS
+    run_rank(out, NUM_FINISHED)
+    assert status(out).done == NUM_FINISHED
     assert verify(out).ok
 
 
@@ -247,6 +240,6 @@ def test_of_many_ranks_the_silent_ones_are_shown(out: Path) -> None:
 
 def test_a_result_that_is_made_anew_is_not_remembered(out: Path) -> None:
     looker = Looker(out)
-    assert looker.look().done == NUM_UNITS
+    assert looker.look().done == NUM_FINISHED
     (out / "_done/000/000001.json").unlink()
-    assert looker.look().done == NUM_UNITS - 1
+    assert looker.look().done == NUM_FINISHED - 1

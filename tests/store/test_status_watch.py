@@ -6,37 +6,16 @@ import io
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from store_samples import CONFIG, make_units, run_rank, take, write_unit
+from store_samples import NUM_FINISHED, in_work, write_unit
 
 from geoloc_batch.cli import main
 from geoloc_batch.errors import ConfigError
 from geoloc_batch.store import standing, watch
 from geoloc_batch.store.config import StatusConfig
-from geoloc_batch.store.ledger import Execution, Ledger
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
-
-NUM_UNITS = 4
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    run_rank(tmp_path / "out", NUM_UNITS, worker="n1-7-r0")
-    return tmp_path / "out"
-
-
-def in_work(out: Path, num_units: int, num_done: int = 0, **options: Any) -> tuple[Ledger, Execution]:
-    """A ledger that has done some units and holds one more."""
-    ledger = Ledger(out, **options)
-    ledger.open(CONFIG)
-    ledger.adopt_plan(make_units(num_units))
-    for _ in range(num_done):
-        execution = take(ledger)
-        ledger.commit(execution, *write_unit(execution))
-    return ledger, take(ledger)
 
 
 def test_watching_reads_each_marker_once_and_ends_when_all_is_done(
@@ -95,7 +74,7 @@ def test_the_command_ends_with_one_json_line(out: Path, flags: list[str], capsys
     assert main(["status", *flags, str(out)]) == 0
     assert main(["status", str(out), *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert json.loads(lines[-1])["done"] == NUM_UNITS
+    assert json.loads(lines[-1])["done"] == NUM_FINISHED
     assert (len(lines) == 2) is (flags == ["--json"])
 
 

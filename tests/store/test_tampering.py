@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from store_samples import CONFIG, run_rank
+from store_samples import CONFIG, NUM_FINISHED, run_rank
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.store.ledger import Ledger
 from geoloc_batch.store.status import status
 from geoloc_batch.store.verify import verify
-
-NUM_UNITS = 4
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "out"
-    run_rank(out, NUM_UNITS)
-    return out
-
-
-@pytest.fixture
-def out(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def edit_marker(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -111,7 +96,7 @@ def run_json_to_folder(out: Path) -> None:
 
 
 def lose_the_last_part(out: Path) -> None:
-    run_rank(out, NUM_UNITS + 2)
+    run_rank(out, NUM_FINISHED + 2)
     (out / "plan_000001.parquet").unlink()
 
 

@@ -11,13 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from store_samples import (
-    make_units,
-    retry_rank,
-    rows_of,
-    run_rank,
-    tree,
-)
+from store_samples import NUM_FINISHED, make_units, retry_rank, rows_of, run_rank, tree
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import digest
@@ -25,31 +19,17 @@ from geoloc_batch.store.goal import Goal
 from geoloc_batch.store.status import status
 from geoloc_batch.store.verify import verify
 
-NUM_UNITS = 4
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "out"
-    run_rank(out, NUM_UNITS)
-    return out
-
-
-@pytest.fixture
-def out(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "out"))
-
 
 def test_a_finished_run_is_whole(out: Path) -> None:
     found = verify(out)
 
-    rows = sum(rows_of(unit) for unit in make_units(NUM_UNITS))
+    rows = sum(rows_of(unit) for unit in make_units(NUM_FINISHED))
     assert found.ok
     assert dataclasses.asdict(found) == {
-        "units": NUM_UNITS,
-        "samples": rows + NUM_UNITS,
+        "units": NUM_FINISHED,
+        "samples": rows + NUM_FINISHED,
         "rows": rows,
-        "errors": NUM_UNITS,
+        "errors": NUM_FINISHED,
         "missing": 0,
         "duplicates": 0,
         "problems": [],
@@ -155,7 +135,7 @@ def test_each_harm_is_named_with_what_mends_it_and_that_mends_it(
         marker.rmdir()
     elif "remove it and run" in remedy:
         marker.unlink()
-    run_rank(out, NUM_UNITS)
+    run_rank(out, NUM_FINISHED)
     assert verify(out).problems == []
     assert verify(out).ok
     assert tree(out) == tree(finished)
@@ -178,7 +158,7 @@ def test_a_cut_off_move_is_told_from_a_lost_file(out: Path) -> None:
     (problem,) = verify(out).problems
     assert problem.endswith("errors_000002.parquet is missing; run the same command again")
 
-    run_rank(out, NUM_UNITS)
+    run_rank(out, NUM_FINISHED)
     assert verify(out).ok
     assert not staging.exists()
 
