@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from geoloc_batch.cli import main
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,3 +23,20 @@ def real_photos() -> list[Path]:
     if not photos:
         pytest.skip(f"real photos are absent: {SHARED_DATA / 'photos'}")
     return photos
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[Sequence[str]], str]:
+    """Runs a command that must end as misuse, exit code 2 and no traceback; gives what it said, frames taken away."""
+
+    def run(arguments: Sequence[str]) -> str:
+        try:
+            code = main(list(arguments))
+        except SystemExit as stop:  # tyro's own way out
+            code = int(str(stop.code))
+        said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert code == 2, said
+        assert "Traceback" not in said
+        return said
+
+    return run

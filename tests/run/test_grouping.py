@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,19 +261,14 @@ def test_views_that_the_head_cannot_place_are_refused_alone(emb: Path, geoloc: G
 )
 def test_misuse_is_named(
     flags: list[str], words: str, emb: Path, head: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[[Sequence[str]], str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("photo.jpg").write_bytes(draw_jpeg(0))
     write_shard(Path("a.tar"), ["a"])
     shutil.copytree(Path(head[1]).parent, ".", dirs_exist_ok=True)
-    try:
-        encoder = ["--encoder", "demo"] if "photo.jpg" in flags else []
-        code = main(["predict", *flags, *encoder, *([] if "--head" in flags else head)])
-    except SystemExit as stop:  # tyro's own way out
-        code = int(str(stop.code))
-    assert code == 2
-    assert words in capsys.readouterr().err
+    encoder = ["--encoder", "demo"] if "photo.jpg" in flags else []
+    assert words in refusal(["predict", *flags, *encoder, *([] if "--head" in flags else head)])
     assert not Path("x").exists()
 
 
