@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from geoloc_batch.geo.partition import Partition
 from geoloc_batch.locate.head import HeadLocator
-from geoloc_batch.locate.head_file import Head
+from geoloc_batch.locate.head_file import TENSORS, Head
 
 
 def make_state(num_cells: int, dim: int, *, seed: int = 0, sharpness: float = 0.7) -> dict[str, Tensor]:
@@ -129,3 +130,11 @@ def quick_start(state: dict[str, Tensor], features_BD: Tensor, k: int) -> tuple[
 
 def write_remarks(folder: Path, remarks: object) -> None:
     (folder / "head.json").write_text(json.dumps(remarks), encoding="utf-8")
+
+
+def assert_holds(head: Head, state: Mapping[str, Tensor]) -> None:
+    """Whether a head that was read is that state, in float32."""
+    read = (head.norm_weight, head.norm_bias, head.weight, head.bias)
+    for name, tensor in zip(TENSORS, read, strict=True):
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, state[name].float()), name
