@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 """What a program may have of a chip's shared memory, by compute capability."""
 
 
@@ -28,7 +28,7 @@ class Kernel(NamedTuple):
     constants: dict[str, Any]
     """The other arguments."""
     capability: int
-    """80 or 90."""
+    """80, 90 or 120."""
     warps: int = 4
     stages: int = 3
     divisible: Sequence[str] = ()

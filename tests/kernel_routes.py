@@ -67,6 +67,17 @@ def main() -> None:
                 )  # fmt: skip
                 expected = head_definition(feature, weight, bias, xyz.double(), None, k, 0.5, 1e-5, ())
                 compare("head", found, expected, asked=asked, is_shuffled=is_shuffled, dtype=str(dtype))
+        # As sizes alone decide, on a chip so small, and cells so few, that each way is reached.
+        for most_cells, num_sms, way in ((1000, 4, "product"), (1, 4, "split"), (1, 1, "fused")):
+            routes.PRODUCT_CELLS, routes._DEFAULT_SMS = most_cells, num_sms
+            found = head_posterior(feature, weight, bias, xyz, None, k, 0.5, 1e-5)
+            expected = head_definition(feature, weight, bias, xyz.double(), None, k, 0.5, 1e-5, ())
+            compare("head", found, expected, asked=way, is_shuffled=False, by_size=True)
+            score, ids = bank_best(feature / 8, weight, k)
+            exact_score, exact_ids = bank_definition(feature / 8, weight, k)
+            way = "split" if way == "product" else way
+            compare("bank", (ids, score), (exact_ids, exact_score), asked=way, is_shuffled=False, by_size=True)
+        routes.PRODUCT_CELLS, routes._DEFAULT_SMS = 8192, 132
         query = feature / 8
         for asked in WAYS[1:]:
             score, ids = bank_best(query, weight, k, chosen=asked)

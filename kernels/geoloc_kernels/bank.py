@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geoloc_kernels.logits import exact_products
 from geoloc_kernels.posterior import cell_chunks, check_floats, check_k, row_tiles
 from geoloc_kernels.routes import KERNEL_K, bank_best
 from geoloc_kernels.selection import RunningBest
@@ -25,7 +26,7 @@ def bank_topk(query_BD: Tensor, bank_CD: Tensor, k: int) -> tuple[Tensor, Tensor
 
     Returns:
         [B, min(k, C)] float32 inner products, best first, and [B, min(k, C)] int64 rows of the bank, the lowest first
-        among equals. A query with products that are not all finite has NaN and -1.
+        among equals. A query with products that are not all finite has NaN and -1. No gradient leads back.
 
     Raises:
         ValueError: shapes, types or devices do not fit together, or k is less than 1.
@@ -37,7 +38,7 @@ def bank_topk(query_BD: Tensor, bank_CD: Tensor, k: int) -> tuple[Tensor, Tensor
     if query_BD.device != bank_CD.device:
         raise ValueError(f"queries are on {query_BD.device} and the bank is on {bank_CD.device}: move one")
     check_k(len(bank_CD), k)
-    return _bank_topk(query_BD, bank_CD, k)  # type: ignore[no-any-return]
+    return _bank_topk(query_BD.detach(), bank_CD.detach(), k)  # type: ignore[no-any-return]
 
 
 def bank_definition(query_BD: Tensor, bank_CD: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,8 @@ def _tile_best(query_BD: Tensor, bank_CD: Tensor, id_C: Tensor, k: int) -> tuple
     query_BD = query_BD.float()
     is_finite_B = torch.ones(len(query_BD), dtype=torch.bool, device=query_BD.device)
     for cells in cell_chunks(len(query_BD), len(bank_CD), k):
-        score_BC = query_BD @ bank_CD[cells].float().T
+        with exact_products(query_BD.device):
+            score_BC = query_BD @ bank_CD[cells].float().T
         low_B, high_B = score_BC.amin(dim=1), score_BC.amax(dim=1)
         is_sound_B = low_B.isfinite() & high_B.isfinite()
         if not is_sound_B.all():

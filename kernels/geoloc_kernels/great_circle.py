@@ -96,7 +96,7 @@ def check_points(name: str, a_deg: Tensor, other: str, b_deg: Tensor, *, dims: i
 @torch.library.custom_op("geoloc::great_circle_km", mutates_args=())
 def paired_op(a_deg: Tensor, b_deg: Tensor) -> Tensor:
     """`great_circle_km` of two tensors of one shape."""
-    return distance_km(a_deg, b_deg)
+    return distance_km(a_deg, b_deg).contiguous()
 
 
 @torch.library.custom_op("geoloc::pairwise_km", mutates_args=())
@@ -108,7 +108,7 @@ def pairwise_op(a_deg_N2: Tensor, b_deg_M2: Tensor) -> Tensor:
 @torch.library.custom_op("geoloc::pairwise_km_backward", mutates_args=())
 def pairwise_backward_op(grad_NM: Tensor, a_deg_N2: Tensor, b_deg_M2: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients [N, 2] and [M, 2] of `pairwise_km`, block by block: no more than the [N, M] that came in is held."""
-    grad_a_N2, grad_b_M2 = torch.zeros_like(a_deg_N2), torch.zeros_like(b_deg_M2)
+    grad_a_N2, grad_b_M2 = a_deg_N2.new_zeros(a_deg_N2.shape), b_deg_M2.new_zeros(b_deg_M2.shape)
     block = _BLOCK_CUDA if grad_NM.is_cuda else _BLOCK_CPU
     rows = max(1, block // max(1, len(b_deg_M2)))
     for start in range(0, len(a_deg_N2), rows):
@@ -122,7 +122,7 @@ def pairwise_backward_op(grad_NM: Tensor, a_deg_N2: Tensor, b_deg_M2: Tensor) ->
 @paired_op.register_kernel("cpu")
 def _paired_cpu(a_deg: Tensor, b_deg: Tensor) -> Tensor:
     if a_deg.numel() <= 2 * _BLOCK_CPU:
-        return distance_km(a_deg, b_deg)
+        return distance_km(a_deg, b_deg).contiguous()
     # By blocks, whose temporaries stay in the cache.
     km = a_deg.new_empty(a_deg.shape[:-1])
     a_deg, b_deg = a_deg.reshape(-1, 2), b_deg.reshape(-1, 2)

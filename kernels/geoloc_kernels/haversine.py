@@ -78,8 +78,10 @@ def gradient_km(a_deg: Tensor, b_deg: Tensor) -> Tensor:
         sine(way.sum) - 2 * sin_a * cos_b * cos_half.square(),
     )
     length = torch.hypot(north, east)
-    scale = -EARTH_RADIUS_KM * math.pi / 180 / torch.where(length == 0, torch.ones_like(length), length)
-    return torch.stack([north * scale, torch.where(way.is_east, east, -east) * scale * cos_a], dim=-1)
+    length = torch.where(length == 0, torch.ones_like(length), length)
+    # Divided first: kilometres by a length of 1e-38 would overflow.
+    scale = -EARTH_RADIUS_KM * math.pi / 180
+    return torch.stack([north / length * scale, torch.where(way.is_east, east, -east) / length * scale * cos_a], dim=-1)
 
 
 def way_between(a_deg: Tensor, b_deg: Tensor) -> Way:

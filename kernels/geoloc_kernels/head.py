@@ -56,7 +56,8 @@ def head_topk(
         packed: on CUDA, bias, vectors and ids as `prepare_head` lays them out for the kernels; none: in every call.
 
     Returns:
-        HeadTopk, on the features' device. Each row depends on itself alone, to the bit among calls of one shape.
+        HeadTopk, on the features' device. Each row depends on itself alone, to the bit among calls of one shape. No
+        gradient leads back to the inputs.
 
     Raises:
         ValueError: shapes, types or devices do not fit together, or k or temperature cannot be.
@@ -65,7 +66,9 @@ def head_topk(
     check_cells(feature_BD, xyz_C3, len(weight_CD), k)
     if id_C is not None and (id_C.shape != bias_C.shape or id_C.dtype != torch.int64):
         raise ValueError(f"id_C must be [{len(bias_C)}] int64, got {list(id_C.shape)} of {id_C.dtype}")
-    return HeadTopk(*_head_topk(feature_BD, weight_CD, bias_C, xyz_C3, id_C, k, temperature, eps, list(packed)))
+    _check_layout(weight_CD, id_C, packed)
+    tensors = (tensor.detach() for tensor in (feature_BD, weight_CD, bias_C, xyz_C3))
+    return HeadTopk(*_head_topk(*tensors, id_C, k, temperature, eps, list(packed)))
 
 
 def head_definition(
@@ -124,8 +127,8 @@ def head_logits(
 ) -> Tensor:
     """[B, C] float32 logits of a folded head; arguments as `head_topk` has them.
 
-    Of equal shapes and k they are, on the CPU and on CUDA with at most 8192 cells, the very ones that `head_topk` sees:
-    `posterior_topk` of them gives its bits.
+    On the CPU, of equal shapes and k, they are the very ones that `head_topk` sees: `posterior_topk` of them gives its
+    bits. On CUDA products of another shape may round otherwise.
     """
     _check_head(feature_BD, weight_CD, bias_C, temperature)
     if feature_BD.is_cuda:
@@ -150,6 +153,16 @@ def _check_head(feature_BD: Tensor, weight_CD: Tensor, bias_C: Tensor, temperatu
         raise ValueError(f"features are on {feature_BD.device}, weight on {weight_CD.device}, bias on {bias_C.device}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _check_layout(weight_CD: Tensor, id_C: Tensor | None, packed: Sequence[Tensor]) -> None:
+    if id_C is not None and id_C.device != weight_CD.device:
+        raise ValueError(f"id_C is on {id_C.device} and the weight is on {weight_CD.device}: move one")
+    if packed and (packed[0].shape[-1] < len(weight_CD) or packed[0].device != weight_CD.device):
+        raise ValueError(
+            f"packed has {packed[0].shape[-1]} cells on {packed[0].device}, the weight {len(weight_CD)} on "
+            f"{weight_CD.device}: pass what prepare_head made of this head"
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -197,7 +210,13 @@ def prepare_head(weight_CD: Tensor, bias_C: Tensor, xyz_C3: Tensor, *, is_shuffl
         bias_C: [C].
         xyz_C3: [C, 3] the cells' unit vectors.
         is_shuffled: whether the order is drawn; None: where the kernels search tiles, on CUDA with over 8192 cells.
+
+    Raises:
+        ValueError: a bias is NaN or infinite.
     """
+    if not bias_C.isfinite().all():
+        cell = int((~bias_C.isfinite()).nonzero()[0])
+        raise ValueError(f"bias_C must be finite, that of cell {cell} is {float(bias_C[cell])}")
     if is_shuffled is None:
         is_shuffled = weight_CD.is_cuda and len(weight_CD) > PRODUCT_CELLS
     id_C = None

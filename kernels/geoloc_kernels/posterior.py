@@ -59,7 +59,7 @@ def posterior_topk(logit_BC: Tensor, xyz_C3: Tensor, k: int) -> HeadTopk:
     """
     check_floats(logit_BC, "logit_BC")
     check_cells(logit_BC, xyz_C3, logit_BC.shape[-1], k)
-    return HeadTopk(*_posterior_topk(logit_BC, xyz_C3, k))
+    return HeadTopk(*_posterior_topk(logit_BC.detach(), xyz_C3.detach(), k))
 
 
 def posterior_definition(logit_BC: Tensor, xyz_C3: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -83,16 +83,14 @@ def head_posterior(
     rows_BD, scale_B = operands(feature_BD, weight_CD.dtype, eps)
     weight_CD = weight_CD.to(rows_BD.dtype)
     num_parts = _num_parts(taken)
-    return _typed(
-        fused_topk(rows_BD, scale_B, weight_CD, None, xyz_C3, k, 1.0 / temperature, cells=cells, num_parts=num_parts)
-    )
+    return fused_topk(rows_BD, scale_B, weight_CD, None, xyz_C3, k, 1.0 / temperature, cells=cells, num_parts=num_parts)
 
 
 def rows_posterior(logit_BC: Tensor, xyz_C3: Tensor, k: int) -> _Parts:
     """What `posterior_topk` returns, by one kernel over rows, for B >= 1 rows and k <= KERNEL_K."""
     from geoloc_kernels.triton_rows import rows_topk
 
-    return _typed(rows_topk(logit_BC.float(), xyz_C3.float(), k))
+    return rows_topk(logit_BC.float(), xyz_C3.float(), k)
 
 
 def bank_best(query_BD: Tensor, bank_CD: Tensor, k: int, *, chosen: Route | None = None) -> tuple[Tensor, Tensor]:
@@ -142,9 +140,9 @@ def _by_product(
         parts.append((ids, logit, lse, mean, entropy))
         num_done = rows.stop
     if len(parts) == 1:
-        return _typed(parts[0])
+        return parts[0]
     ids, logit, lse, mean, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
-    return _typed((ids, logit, lse, mean, entropy))
+    return ids, logit, lse, mean, entropy
 
 
 def _of_one_type(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,11 +152,6 @@ def _of_one_type(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fused_or_split(num_rows: int, num_sms: int) -> Route:
     return "split" if 2 * -(-num_rows // _TILE_ROWS) <= num_sms else "fused"
-
-
-def _typed(found: _Parts) -> _Parts:
-    ids, logit, lse, mean, entropy = found
-    return ids, logit, lse.double(), mean, entropy
 
 
 def _num_parts(taken: Route) -> int | None:

@@ -5,7 +5,6 @@ Shape letters: B rows, C cells, P cells with padding, K kept.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -18,7 +17,7 @@ MAX_K = 32
 _PADDING = 8192
 
 Answer: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""ids [B, K] int64, logits [B, K] float32, log-sum-exp [B] float32, mean [B, 3] float64, entropy [B] float32.
+"""ids [B, K] int64, logits [B, K] float32, log-sum-exp [B] float64, mean [B, 3] float64, entropy [B] float32.
 
 Best first, the lowest id first among equals. A row whose logits are not all finite has ids -1, and NaN elsewhere.
 """
@@ -52,7 +51,7 @@ def pack_cells(num_cells: int, bias_C: Tensor | None, xyz_C3: Tensor | None, id_
     if xyz_C3 is not None:
         table_4P[1:, :num_cells] = xyz_C3.T
     if id_C is None:
-        return Cells(table_4P, _ascending(num_padded, device))
+        return Cells(table_4P, torch.arange(num_padded, dtype=torch.int32, device=device))
     id_P = torch.full((num_padded,), -1, dtype=torch.int32, device=device)
     id_P[:num_cells] = id_C
     return Cells(table_4P, id_P)
@@ -64,7 +63,7 @@ def new_answer(num_rows: int, k: int, device: torch.device, *, is_posterior: boo
     return (
         torch.empty(num_rows, k, dtype=torch.int64, device=device),
         torch.empty(num_rows, k, dtype=torch.float32, device=device),
-        torch.empty(num, dtype=torch.float32, device=device),
+        torch.empty(num, dtype=torch.float64, device=device),
         torch.empty(num, 3, dtype=torch.float64, device=device),
         torch.empty(num, dtype=torch.float32, device=device),
     )
@@ -81,9 +80,3 @@ def kept(k: int, num_cells: int) -> int:
     if num_cells < 1:
         raise ValueError("a posterior needs at least one cell, got none")
     return min(k, num_cells)
-
-
-@functools.lru_cache(maxsize=4)
-def _ascending(num: int, device: torch.device) -> Tensor:
-    """Ids of cells that stand in their own order; read, never written."""
-    return torch.arange(num, dtype=torch.int32, device=device)

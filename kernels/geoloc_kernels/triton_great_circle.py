@@ -179,7 +179,10 @@ def launch_paired(a_deg: Tensor, b_deg: Tensor) -> Tensor:
         block = 1024 if a_deg.dtype == torch.float32 else 512
         grid = (triton.cdiv(km.numel(), block),)
         with on_device_of(a_deg):
-            paired_kernel[grid](a_deg.contiguous(), b_deg.contiguous(), km, km.numel(), *polynomials(km.dtype), block)
+            paired_kernel[grid](
+                a_deg.contiguous(), b_deg.contiguous(), km, km.numel(), *polynomials(km.dtype), block,
+                enable_fp_fusion=True,
+            )  # fmt: skip
     return km
 
 
@@ -197,7 +200,7 @@ def launch_pairwise(a_deg_N2: Tensor, b_deg_M2: Tensor) -> Tensor:
         with on_device_of(a_deg_N2):
             pairwise_kernel[grid](
                 a_deg_N2.contiguous(), b_deg_M2.contiguous(), km_NM, num_rows, num_columns,
-                *polynomials(km_NM.dtype), rows, columns,
+                *polynomials(km_NM.dtype), rows, columns, enable_fp_fusion=True,
             )  # fmt: skip
     return km_NM
 

@@ -37,7 +37,8 @@ from geoloc_kernels.triton_tiles import Tiles, num_programs, tiles_for
 _IS_INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
-@triton.jit
+# Numbers of rows and parts differ from call to call: no build of their own for those that 16 divides, or for 1.
+@triton.jit(do_not_specialize=["num_rows", "tiles_per_part"])
 def head_kernel(
     feature_ptr, rstd_ptr, weight_ptr, cells_ptr, cell_id_ptr,
     id_ptr, logit_ptr, lse_ptr, mean_ptr, entropy_ptr, sums_ptr,
@@ -94,6 +95,8 @@ def head_kernel(
             bad_R += tl.sum(logit_RN * 0.0, 1)
             logit_RN += (tl.load(cells_ptr + col_N) * inv_temperature)[None, :]
             largest_R = tl.max(logit_RN, 1)
+            # The bias has made it overflow.
+            bad_R += largest_R * 0.0
             if IS_POSTERIOR:
                 sums = add_tile(sums, logit_RN, largest_R, cells_ptr, cells_stride, col_N)
             best = search_tile(best, logit_RN, largest_R, cell_id_ptr, col_N)
@@ -169,7 +172,7 @@ def fused_topk(
         head_kernel[(num_row_tiles, num_parts)](
             feature_BD, rstd_B.contiguous(), weight_CD, cells.table_4P, cells.id_P,
             parts.ids if parts else ids, parts.logit if parts else logit, lse, mean, entropy,
-            parts.sums if parts else lse,
+            parts.sums if parts else logit,
             num_rows, num_cells, num_features // align, feature_BD.stride(0) // align, weight_CD.stride(0) // align,
             cells.table_4P.stride(0), tiles_per_part, inv_temperature,
             k=k, K=triton.next_power_of_2(k), R=tiles.rows, N=tiles.cells, E=tiles.features,

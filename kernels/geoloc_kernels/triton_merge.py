@@ -47,7 +47,7 @@ def new_parts(num_rows: int, num_parts: int, k: int, device: torch.device) -> Pa
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def merge_kernel(
     part_id_ptr, part_logit_ptr, sums_ptr, id_ptr, logit_ptr, lse_ptr, mean_ptr, entropy_ptr, num_parts,
     k: tl.constexpr, K: tl.constexpr, S: tl.constexpr, N: tl.constexpr, IS_POSTERIOR: tl.constexpr,

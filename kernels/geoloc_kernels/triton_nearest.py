@@ -143,12 +143,19 @@ def launch_nearest(point_N3: Tensor, centroid_C3: Tensor, k: int) -> Tensor:
     if len(point_N3):
         order_N = place_keys(point_N3).argsort()
         centroid_3C, id_C, ball_4T = _tiles(centroid_C3, 64)
+        slots = triton.next_power_of_2(k)
         with on_device_of(point_N3):
             nearest_kernel[(triton.cdiv(len(point_N3), 16),)](
                 point_N3[order_N].T.contiguous(), order_N, centroid_3C, id_C, ball_4T, id_NK,
-                len(point_N3), ball_4T.shape[1], k, triton.next_power_of_2(k), 16, 64, 256,
+                len(point_N3), ball_4T.shape[1], k, slots, 16, 64, 256, num_warps=warps_for(slots),
+                enable_fp_fusion=True,
             )  # fmt: skip
     return id_NK
+
+
+def warps_for(slots: int) -> int:
+    """Warps of a program that keeps so many: of two, four warps spill on Ampere."""
+    return 8 if slots == 2 else 4
 
 
 def _tiles(centroid_C3: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

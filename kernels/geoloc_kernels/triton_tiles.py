@@ -36,9 +36,11 @@ AMPERE_FLOAT = Tiles(64, 64, 32, 8, 3)
 
 def pick_tiles(dtype: torch.dtype, capability: tuple[int, int], num_rows: int) -> Tiles:
     """The tiles of `num_rows` rows of `dtype` on a chip of a compute capability."""
+    # Chips of 12.x multiply as Ampere does, with less shared memory than Hopper.
+    is_hopper = (9, 0) <= capability < (12, 0)
     if dtype == torch.float32:
-        return HOPPER_FLOAT if capability >= (9, 0) else AMPERE_FLOAT
-    if capability < (9, 0):
+        return HOPPER_FLOAT if is_hopper else AMPERE_FLOAT
+    if not is_hopper:
         return AMPERE_HALF
     return HOPPER_HALF_FEW_ROWS if num_rows <= HOPPER_HALF_FEW_ROWS.rows else HOPPER_HALF
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from geoloc_kernels import fold, triton_scale
 from geoloc_kernels.triton_cells import Answer, pack_cells
 from geoloc_kernels.triton_head import fused_topk
 from geoloc_kernels.triton_rows import rows_topk
@@ -246,6 +247,30 @@ def test_cells_packed_before_give_the_same() -> None:
     other = fused_topk(feature, scale, weight, bias, xyz, 4, 1.0, cells=cells, tiles=TILES, num_parts=None)
     for part, again in zip(one, other, strict=True):
         assert torch.equal(part, again)
+
+
+@KERNELS
+def test_a_bias_that_makes_a_logit_overflow_gives_no_cell(kernel: Kernel) -> None:
+    feature, scale, weight, bias, xyz = head(3, 50, 8)
+    bias[7], feature[1], weight[7], scale[1] = 3e38, 1.0, 2e37, 1.0
+    ids, logit, *rest = kernel(feature, scale, weight, bias, xyz, 3, 1.0, tiles=TILES)
+    assert ids[1].tolist() == [-1] * 3
+    assert all(part[1].isnan().all() for part in (logit, *rest))
+
+
+@pytest.mark.parametrize("num_features", [1, 24, 513])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_scale_of_rows_is_that_of_layer_norm(num_features: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(num_features)
+    feature = (1000 + 3 * torch.randn(num_features, 5, generator=generator)).to(dtype).T
+    feature[1, 0] = torch.nan
+    torch.testing.assert_close(
+        triton_scale.row_scale(feature, 1e-5), fold.row_scale(feature, 1e-5), rtol=2e-7, atol=0, equal_nan=True
+    )
+    torch.testing.assert_close(
+        triton_scale.normed_rows(feature, 1e-5), fold.normed_rows(feature, 1e-5), rtol=1e-6, atol=1e-9, equal_nan=True
+    )
+    assert triton_scale.row_scale(feature[:0], 1e-5).shape == (0,)
 
 
 def test_no_rows_are_no_rows() -> None:

@@ -125,6 +125,38 @@ def test_points_need_not_be_contiguous() -> None:
     assert torch.equal(pairwise_km(apart[..., 0], apart[..., 1]), pairwise_km(a_deg[::2], b_deg[::2]))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_the_ops_keep_their_promises_for_points_in_any_layout() -> None:
+    sides = [side.reshape(5, 3, 2).transpose(0, 1) for side in hard_pairs("random", 15, torch.float64)]
+    columns = [side.T.contiguous().T for side in hard_pairs("random", 7, torch.float64)]
+    torch.library.opcheck(paired_op, tuple(sides))
+    torch.library.opcheck(pairwise_op, tuple(columns))
+    torch.library.opcheck(pairwise_backward_op, (torch.ones(7, 7, dtype=torch.float64), *columns))
+
+
+@pytest.mark.slow
+def test_points_in_any_layout_go_through_whole_compiled_graphs() -> None:
+    def total(a_deg: Tensor, b_deg: Tensor) -> Tensor:
+        return great_circle_km(a_deg, b_deg).mean() + pairwise_km(a_deg.flatten(0, -2), b_deg.flatten(0, -2)).mean()
+
+    sides = [side.reshape(5, 3, 2).transpose(0, 1) for side in hard_pairs("random", 15, torch.float64)]
+    columns = [side.T.contiguous().T for side in hard_pairs("random", 7, torch.float64)]
+    compiled = torch.compile(total, fullgraph=True)
+    for points in (sides, columns):
+        points = [side.detach().requires_grad_() for side in points]
+        own = torch.autograd.grad(total(*points), points)
+        for grad, expected in zip(torch.autograd.grad(compiled(*points), points), own, strict=True):
+            assert torch.allclose(grad, expected, rtol=1e-12)
+
+
+def test_gradients_between_the_closest_points_that_float32_can_tell_apart_are_finite() -> None:
+    a_deg = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 1e-38]], requires_grad=True)
+    b_deg = torch.tensor([[1e-38, 0.0], [0.0, 1e-40], [1e-38, 0.0]])
+    (grad,) = torch.autograd.grad(great_circle_km(a_deg, b_deg).sum(), a_deg)
+    assert grad.isfinite().all()
+    assert (grad.norm(dim=1) <= 111.2).all()
+
+
 def test_gradients_are_those_of_differences() -> None:
     a_deg, b_deg = (side.requires_grad_() for side in hard_pairs("random", 12, torch.float64))
     assert torch.autograd.gradcheck(great_circle_km, (a_deg, b_deg))

@@ -208,19 +208,20 @@ def test_the_kernel_finds_what_the_definition_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "slots", "capability"),
-    [
-        pytest.param(1, 1, 90, marks=pytest.mark.slow),
-        pytest.param(32, 32, 90, marks=pytest.mark.slow),
-        pytest.param(1, 1, 80, marks=pytest.mark.slow),
-        pytest.param(32, 32, 80, marks=pytest.mark.slow),
-    ],
+    "capability", [pytest.param(80, marks=pytest.mark.slow), pytest.param(90, marks=pytest.mark.slow)]
 )
-def test_the_kernel_fits_a_chip(k: int, slots: int, capability: int) -> None:
+def test_the_kernel_fits_a_chip(capability: int) -> None:
+    from geoloc_kernels.triton_nearest import warps_for
+
     types = dict.fromkeys(["point_ptr", "centroid_ptr", "ball_ptr"], "*fp64") | {"id_ptr": "*i32"}
     types |= dict.fromkeys(["order_ptr", "out_ptr"], "*i64") | dict.fromkeys(["num_points", "num_tiles"], "i32")
-    constants = {"k": k, "K": slots, "Q": 16, "T": 64, "S": 256}
-    [made] = build([Kernel("triton_nearest.nearest_kernel", types, constants, capability)])
-    assert made.stack_bytes <= 16
-    assert made.registers <= 255
-    assert made.shared_bytes <= SHARED_BYTES[capability]
+    kernels = []
+    for k in (1, 2, 3, 5, 10, 32):
+        slots = 1 << (k - 1).bit_length()
+        constants = {"k": k, "K": slots, "Q": 16, "T": 64, "S": 256}
+        kernel = Kernel("triton_nearest.nearest_kernel", types, constants, capability, warps_for(slots))
+        kernels.append(kernel._replace(divisible=[*types][:6]))
+    for kernel, made in zip(kernels, build(kernels), strict=True):
+        assert made.stack_bytes <= 16, kernel
+        assert made.registers <= 255, kernel
+        assert made.shared_bytes <= SHARED_BYTES[capability], kernel

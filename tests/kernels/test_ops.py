@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +47,44 @@ def test_fake_tensors_have_the_shapes_and_types_of_real_ones(op: str, num_rows: 
             *(mode.from_tensor(each) if isinstance(each, Tensor) else each for each in given)
         )
     assert [(each.shape, each.dtype) for each in fake] == [(each.shape, each.dtype) for each in real]
+
+
+def test_parameters_are_taken_as_numbers_by_themselves_and_compiled() -> None:
+    feature, weight, bias, xyz, *_ = arguments("head_topk")
+    feature, weight, bias = (part.requires_grad_() for part in (feature, weight, bias))
+
+    def located(feature_BD: Tensor) -> tuple[Tensor, ...]:
+        topk = head_topk(feature_BD, weight, bias, xyz, 3)
+        return *topk, *posterior_topk(feature_BD @ weight.T, xyz, 2), *bank_topk(feature_BD, weight, 2)
+
+    compiled = torch.compile(located, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(feature), located(feature), strict=True):
+        assert not expected.requires_grad
+        assert torch.equal(found, expected)
+
+
+@pytest.fixture
+def coarse_products() -> Iterator[None]:
+    """A process that allows bf16 in products of float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_a_process_that_allows_coarse_products_gets_the_same_answers(coarse_products: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    feature, weight = torch.randn(64, 512, generator=generator), torch.randn(300, 512, generator=generator)
+    bias, xyz = torch.zeros(300), torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=1)
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    allowed = backend.fp32_precision
+    found = [*head_topk(feature, weight, bias, xyz, 5), *bank_topk(feature, weight, 5)]
+    assert backend.fp32_precision == allowed
+    torch.set_float32_matmul_precision("highest")
+    for part, expected in zip(
+        found, [*head_topk(feature, weight, bias, xyz, 5), *bank_topk(feature, weight, 5)], strict=True
+    ):
+        assert torch.equal(part, expected)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -83,6 +83,8 @@ def test_the_route_asked_for_is_the_one_taken_but_for_shuffled_cells(interpreted
         else:
             assert each["taken"] == [each["asked"]], each
     assert any(each["is_shuffled"] for each in interpreted)
+    by_size = {(each["op"], each["asked"]) for each in interpreted if each.get("by_size")}
+    assert by_size == {(op, way) for op in ("head", "bank") for way in ("fused", "split")} | {("head", "product")}
 
 
 def test_the_banks_routes_find_what_the_definition_finds(interpreted: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from geoloc_kernels.triton_tiles import Tiles, pick_tiles
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "tests/kernels/interpreted_head.py"
 MAX_STACK_BYTES, MAX_REGISTERS = 16, 255
-ANSWER = {"id_ptr": "*i64", "lse_ptr": "*fp32", "mean_ptr": "*fp64", "entropy_ptr": "*fp32"}
+ANSWER = {"id_ptr": "*i64", "lse_ptr": "*fp64", "mean_ptr": "*fp64", "entropy_ptr": "*fp32"}
 CELLS = {"cells_ptr": "*fp32", "cell_id_ptr": "*i32"}
 
 
@@ -31,9 +31,13 @@ def head_kernel(
     is_part: bool = False,
     is_bank: bool = False,
     is_even: bool = True,
+    is_multiple: bool = False,
     ones: tuple[str, ...] = (),
 ) -> Kernel:
-    """The head's kernel; arguments in `ones` are 1, which Triton builds a kernel of its own for."""
+    """The head's kernel; with `is_multiple` D is one of 16 pieces, as 768 and 1024 are; what is in `ones` is 1.
+
+    Triton builds a kernel of its own for either.
+    """
     pointers = {"feature_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "rstd_ptr": "*fp32", "logit_ptr": "*fp32"}
     pointers |= ANSWER | CELLS | {"sums_ptr": "*fp32"} | ({"id_ptr": "*i32"} if is_part else {})
     sizes = ("num_rows", "num_cells", "feature_pieces", "feature_pieces_apart", "weight_pieces_apart")
@@ -44,7 +48,8 @@ def head_kernel(
         "ALIGN": 4 if dtype == "fp32" else 8, "UPCAST": False,
     }  # fmt: skip
     types = {name: kind for name, kind in (pointers | numbers).items() if name not in ones}
-    divisible = (*pointers, "cells_stride")
+    pieces = ("feature_pieces", "feature_pieces_apart", "weight_pieces_apart") if is_multiple else ()
+    divisible = (*pointers, "cells_stride", *pieces)
     return Kernel("triton_head.head_kernel", types, constants, capability, tiles.warps, tiles.stages, divisible)
 
 
@@ -53,6 +58,13 @@ def rows_kernel(capability: int, k: int, tile: int, warps: int) -> Kernel:
     types |= dict.fromkeys(("num_cells", "logit_stride", "cells_stride"), "i32")
     constants = {"k": k, "K": 1 << (k - 1).bit_length(), "N": tile}
     return Kernel("triton_rows.rows_kernel", types, constants, capability, warps, 3, ("logit_ptr", *CELLS))
+
+
+def scale_kernel(capability: int, dtype: str, width: int) -> Kernel:
+    types = {"feature_ptr": f"*{dtype}", "scale_ptr": "*fp32", "normed_ptr": "*fp32", "eps": "fp32"}
+    types |= dict.fromkeys(("num_features", "feature_stride"), "i32")
+    constants = {"N": width, "IS_NORMED": dtype == "fp32"}
+    return Kernel("triton_scale.scale_kernel", types, constants, capability, width // 512, 3, [*types][:3])
 
 
 def merge_kernel(capability: int, k: int, num_parts: int, tile: int) -> Kernel:
@@ -116,17 +128,27 @@ def test_the_kernels_fit_the_chips_and_use_their_tensor_cores() -> None:
         (triton_tiles.HOPPER_HALF, 90, "bf16"),
         (triton_tiles.HOPPER_HALF, 90, "fp16"),
         (triton_tiles.HOPPER_HALF_FEW_ROWS, 90, "bf16"),
+        (triton_tiles.HOPPER_HALF_FEW_ROWS, 90, "fp16"),
         (triton_tiles.HOPPER_FLOAT, 90, "fp32"),
         (triton_tiles.AMPERE_HALF, 80, "bf16"),
+        (triton_tiles.AMPERE_HALF, 80, "fp16"),
+        (triton_tiles.AMPERE_HALF, 120, "bf16"),
+        (triton_tiles.AMPERE_FLOAT, 120, "fp32"),
         (triton_tiles.AMPERE_FLOAT, 80, "fp32"),
     ],
 )
 def test_every_choice_of_tiles_fits_its_chip(tiles: Tiles, capability: int, dtype: str) -> None:
     pytest.importorskip("triton")
     kernels = [
-        head_kernel(tiles, capability, dtype, k, is_part=is_part, is_bank=is_bank, is_even=is_even)
+        head_kernel(tiles, capability, dtype, k, is_part=is_part, is_bank=is_bank, is_even=is_even, is_multiple=is_even)
         for k in (1, 5, 10, 32)
-        for is_part, is_bank, is_even in [(False, False, True), (True, False, False), (True, True, True)]
+        for is_part, is_bank, is_even in [
+            (False, False, True),
+            (True, False, False),
+            (True, True, True),
+            (False, True, True),
+            (True, False, True),
+        ]
     ]
     for kernel, built in zip(kernels, build(kernels), strict=True):
         assert_fits(kernel, built)
@@ -137,7 +159,10 @@ def test_every_choice_of_tiles_fits_its_chip(tiles: Tiles, capability: int, dtyp
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_of_rows_and_parts_fit(capability: int) -> None:
     pytest.importorskip("triton")
-    kernels = [rows_kernel(capability, k, tile, warps) for k in (1, 8, 32) for tile, warps in ((16, 1), (8192, 16))]
+    kernels = [
+        rows_kernel(capability, k, tile, warps) for k in (1, 8, 32) for tile, warps in ((16, 1), (4096, 8), (8192, 16))
+    ]
+    kernels += [scale_kernel(capability, dtype, width) for dtype in ("bf16", "fp32") for width in (1024, 8192)]
     kernels += [merge_kernel(capability, k, num_parts, 4096) for k in (1, 10, 32) for num_parts in (2, 512)]
     for kernel, built in zip(kernels, build(kernels), strict=True):
         assert_fits(kernel, built)
@@ -152,6 +177,8 @@ def test_the_kernels_of_rows_and_parts_fit(capability: int) -> None:
         (torch.bfloat16, (8, 0), 1, triton_tiles.AMPERE_HALF),
         (torch.float32, (8, 9), 9999, triton_tiles.AMPERE_FLOAT),
         (torch.bfloat16, (10, 0), 9999, triton_tiles.HOPPER_HALF),
+        (torch.bfloat16, (12, 0), 9999, triton_tiles.AMPERE_HALF),
+        (torch.float32, (12, 0), 9999, triton_tiles.AMPERE_FLOAT),
     ],
 )
 def test_tiles_follow_from_type_chip_and_rows(
