@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +18,12 @@ def in_one_move(path: Path, write: Callable[[Path], object], *, part: Path | Non
     Args:
         path: where it goes; its folder must exist.
         write: writes it to the path that it is given.
-        part: where it is written first, on the same filesystem; None: a hidden name beside `path`, of this process.
+        part: where it is written first, on the same filesystem; None: a hidden name beside `path`, its own each time.
 
     Raises:
         OSError: the disk will not take it. What stood there before still does.
     """
-    part = part or path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part or path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write(part)
         sync_file(part)
