@@ -83,7 +83,7 @@ def assert_fits(kernel: Kernel, built: Build) -> None:
 def assert_uses_tensor_cores(kernel: Kernel, built: Build) -> None:
     """Products are the chip's own, and their operands are loaded ahead."""
     used, other = built.hopper_products, built.products
-    if kernel.capability < 90:
+    if kernel.capability != 90:
         used, other = other, used
     assert used > 0, kernel
     assert other == 0, kernel
@@ -141,7 +141,7 @@ def test_every_choice_of_tiles_fits_its_chip(tiles: Tiles, capability: int, dtyp
     pytest.importorskip("triton")
     kernels = [
         head_kernel(tiles, capability, dtype, k, is_part=is_part, is_bank=is_bank, is_even=is_even, is_multiple=is_even)
-        for k in (1, 5, 10, 32)
+        for k in (1, 10, 32)
         for is_part, is_bank, is_even in [
             (False, False, True),
             (True, False, False),
