@@ -46,7 +46,8 @@ def record_command(out: Path, config: EmbedConfig | PredictConfig, inputs: Seque
         indent=1,
     )
     path = out / "_logs" / COMMAND_FILE
-    scratch = path.with_name(f"{COMMAND_FILE}.{os.getpid()}")
+    # No number of a process: ranks in containers may all have the same.
+    scratch = path.with_name(f"{COMMAND_FILE}.{os.urandom(8).hex()}")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
 

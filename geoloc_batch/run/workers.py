@@ -17,11 +17,14 @@ import torch
 
 from geoloc_batch.cpus import usable_cpus
 from geoloc_batch.errors import StopRequested
+from geoloc_batch.store.files import process_name
 
 # The launchers' variables, first found wins: torchrun and accelerate launch, SLURM's srun, Open MPI, MPICH.
 _RANK = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _WORLD = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# How many were started at once. SLURM_NTASKS is none of these: a batch script has it too, whose tasks nobody started.
+_TOGETHER = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _WATCH_S = 0.1
 _LOCAL_WORLD = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # A launcher, a container or a terminal that signals its whole group and hands the signal on as well says it twice.
@@ -40,7 +43,7 @@ class Worker:
     @property
     def name(self) -> str:
         """Distinguishes the processes that share an output folder, in logs."""
-        return f"{socket.gethostname()}-{os.getpid()}-r{self.rank}"
+        return f"{socket.gethostname()}-{process_name()}-r{self.rank}"
 
 
 def this_worker() -> Worker:
@@ -55,6 +58,11 @@ def this_worker() -> Worker:
         # Ranks of one machine share its CPUs: torch alone would give each rank all of them.
         torch.set_num_threads(_share_of_cpus())
     return Worker(rank=rank, world_size=world, local_rank=local_rank, device=_device(local_rank))
+
+
+def num_together() -> int:
+    """Ranks that the launcher started at once, this one among them: those that may wait for each other."""
+    return max(1, _first(_TOGETHER, 1))
 
 
 def _share_of_cpus() -> int:

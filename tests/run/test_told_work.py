@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import tarfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from small_world import World
 
 import geoloc_batch
 from geoloc_batch.run.telemetry import STAGES
+from geoloc_batch.store.files import process_name
 
 
 def test_a_run_tells_who_worked_what_limited_it_and_which_stage_refused_photos(
@@ -30,6 +30,6 @@ def test_a_run_tells_who_worked_what_limited_it_and_which_stage_refused_photos(
     assert (code, found["state"], found["done"], found["rows"]) == (0, "complete", 2, run["rows"])
     assert found["errors_by_stage"] == {"decode": 1}
     assert found["limiting_stage"] in STAGES
-    assert (rank["name"], rank["units"]) == (f"{socket.gethostname()}-{os.getpid()}-r0", 2)
+    assert (rank["name"], rank["units"]) == (f"{socket.gethostname()}-{process_name()}-r0", 2)
     assert (tmp_path / "emb" / "_logs" / f"{rank['name']}.jsonl").is_file()
     assert geoloc_batch.merge(tmp_path / "emb", out=tmp_path / "all", embeddings=True).rows == run["rows"]
