@@ -199,8 +199,9 @@ def _train(config: TrainConfig) -> int:
     from geoloc_batch.train.commands import format_table, train
 
     trained = train(config)
-    print(format_table(trained))
-    _print_json(trained.by_name())
+    if trained.is_first:
+        print(format_table(trained))
+        _print_json(trained.by_name())
     return trained.exit_code
 
 

@@ -18,6 +18,11 @@ out_of() {
     echo "$out"
 }
 
+# A rank that is lost takes no other along, and nobody waits for it. Scripts whose ranks need each other say otherwise:
+# then srun_options differ, and with is_lost_75=1 a job that lost a rank to a signal is incomplete, not failed.
+srun_options=(--kill-on-bad-exit=0 --no-kill --wait=0)
+is_lost_75=
+
 say() { echo "slurm: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $*" >&2; }
 
 # run_ranks COMMAND ARGUMENTS...: run `geoloc COMMAND ARGUMENTS...` in every rank, and end as OUT deserves.
@@ -51,8 +56,7 @@ launch() {
     trap 'is_again=1; is_asked=1; [[ -z $step ]] || { kill -USR2 "$step" || true; end_in_time "$step" & }' USR2
     # scancel and a preemption tell ranks, srun and this shell at once: here nothing is left but to wait.
     trap 'is_again=1; is_asked=1' TERM
-    # A rank that is lost takes no other along, and nobody waits for it.
-    srun --kill-on-bad-exit=0 --no-kill --wait=0 --label "$@" &
+    srun "${srun_options[@]}" --label "$@" &
     step=$!
     while [[ $is_again ]]; do
         is_again=
@@ -73,7 +77,7 @@ end_in_time() {
 verdict() {
     local code found=$1
     # Ended by a signal, and it was ours.
-    [[ -z $is_asked ]] || ((found < 128)) || found=75
+    [[ -z $is_asked$is_lost_75 ]] || ((found < 128)) || found=75
     for code in 75 0 3; do
         [[ ! -e $2.$code ]] || found=$code
     done

@@ -197,7 +197,7 @@ def _compare(
             side = "is not pinned" if key not in pinned else "is not given"
             differing.append(f"{key} {side} (the other side has {_shown(given.get(key, pinned.get(key)))})")
         elif key not in adoptable:
-            differing += _differences(key, pinned[key], given[key])
+            differing += differences(pinned[key], given[key], name=key)
     if differing:
         raise OutputError(
             f"--out {out} belongs to a run with another config: {'; '.join(differing)}. "
@@ -206,23 +206,30 @@ def _compare(
     return pinned
 
 
-def _differences(name: str, pinned: JsonValue, given: JsonValue) -> Iterator[str]:
-    """What differs, down to the innermost values."""
+def differences(pinned: JsonValue, given: JsonValue, name: str = "") -> Iterator[str]:
+    """What differs between two values of JSON, down to the innermost values, each in words.
+
+    Args:
+        pinned: the earlier one.
+        given: the later one.
+        name: what they are called; "" where their members' names say enough.
+    """
     if pinned == given:
         return
     if isinstance(pinned, dict) and isinstance(given, dict):
         for key in sorted(pinned.keys() | given.keys()):
+            dotted = f"{name}.{key}" if name else key
             if key in pinned and key in given:
-                yield from _differences(f"{name}.{key}", pinned[key], given[key])
+                yield from differences(pinned[key], given[key], dotted)
             elif key in pinned:
-                yield f"{name}.{key} is pinned to {_shown(pinned[key])}, now it is not given"
+                yield f"{dotted} is pinned to {_shown(pinned[key])}, now it is not given"
             else:
-                yield f"{name}.{key} is not pinned, now {_shown(given[key])}"
+                yield f"{dotted} is not pinned, now {_shown(given[key])}"
     elif isinstance(pinned, list) and isinstance(given, list):
         if len(pinned) != len(given):
             yield f"{name} is pinned to {len(pinned)} entries, now {len(given)}"
         for number, (old, new) in enumerate(zip(pinned, given, strict=False)):
-            yield from _differences(f"{name}[{number}]", old, new)
+            yield from differences(old, new, f"{name}[{number}]")
     else:
         texts = json.dumps(pinned), json.dumps(given)
         # Long texts that begin alike are shown from shortly before they part.

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from geoloc_batch.errors import GeolocError, OutputError
-from geoloc_batch.store.pin import FOREIGN_BUT_HARMLESS, refuse_object_store
+from geoloc_batch.store.pin import FOREIGN_BUT_HARMLESS, differences, refuse_object_store
 from geoloc_batch.train.fit import State
+from geoloc_batch.whole_file import in_one_move
 
 SETTINGS, CHECKPOINT, HEAD = "train.json", "_checkpoint.pt", "head.json"
 PART = "_part"
 LAYOUT = 1
 
 KIND = "geoloc training"
-_MAX_SHOWN = 80
 
 
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
@@ -44,10 +44,7 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     part = path.parent / PART / path.name
     try:
         part.parent.mkdir(exist_ok=True)
-        make(part)
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
+        in_one_move(path, make, part=part)
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room on its disk" if is_full else "mend that"
@@ -146,7 +143,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     pinned = read_json(folder / SETTINGS)
     given = json.loads(json.dumps({**mark(KIND), **settings}))
-    differing = [] if pinned is None else list(_differences("", pinned, given))
+    differing = [] if pinned is None else list(differences(pinned, given))
     if differing:
         raise OutputError(
             f"--out {folder} belongs to a training with other settings: {'; '.join(differing)}. Give the same flags "
@@ -207,37 +204,9 @@ def load_checkpoint(folder: Path) -> State | None:
         ) from error
 
 
-def _differences(name: str, pinned: Any, given: Any) -> Iterator[str]:
-    if pinned == given:
-        return
-    if isinstance(pinned, dict) and isinstance(given, dict):
-        for key in sorted(pinned.keys() | given.keys()):
-            dotted = f"{name}.{key}" if name else key
-            yield from _differences(dotted, pinned.get(key), given.get(key))
-    else:
-        yield f"{name} is pinned to {_shown(pinned)}, now {_shown(given)}"
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
-
-
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
 def _write_bytes(path: Path, buffer: io.BytesIO) -> None:
     path.write_bytes(buffer.getbuffer())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network filesystems cannot, for folders.
-        if not path.is_dir():
-            raise error
-    finally:
-        os.close(descriptor)

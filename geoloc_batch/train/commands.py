@@ -11,9 +11,10 @@ from typing import Any
 
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE
 from geoloc_batch.model.arithmetic import fix_summation_order
-from geoloc_batch.run.workers import StopSignal, this_worker
+from geoloc_batch.run.workers import StopSignal
 from geoloc_batch.train.checkpoint import SETTINGS, check_folder, locked, mark, read_json, write_json
 from geoloc_batch.train.config import TrainConfig
+from geoloc_batch.train.group import joined_group
 from geoloc_batch.train.inputs import read_inputs
 from geoloc_batch.train.jobs import Job
 from geoloc_batch.train.output import write_table
@@ -36,6 +37,8 @@ class Trained:
     num_heads: int
     """Those that were asked for."""
     seconds: float
+    is_first: bool = True
+    """Whether this process speaks for all that trained together."""
 
     @property
     def exit_code(self) -> int:
@@ -72,13 +75,13 @@ def train(config: TrainConfig) -> Trained:
     # Before the first product: a training that goes on must give the same bits.
     fix_summation_order()
     out = Path(config.out)
-    check_folder(out, marks=(SWEEP_MARK,) if config.sweep else (SETTINGS,))
-    with StopSignal() as stop:
+    with StopSignal() as stop, joined_group() as group:
+        group.from_first(lambda: check_folder(out, marks=(SWEEP_MARK,) if config.sweep else (SETTINGS,)))
         all_cells = load_cells(config.cells)
         recipes = recipes_of(config, all_cells)
         folders = {recipe.name: out / recipe.name if config.sweep else out for recipe in recipes}
         inputs = read_inputs(config, all_cells)
-        job = Job(config, inputs, this_worker().device, stop)
+        job = Job(config, inputs, group, stop)
         # All are compared with what they are pinned to before the first is trained.
         found = {recipe.name: job.done(recipe, folders[recipe.name]) for recipe in recipes}
         if all(head is not None for head in found.values()):
@@ -87,17 +90,16 @@ def train(config: TrainConfig) -> Trained:
         if not config.sweep:
             heads = _train_all(job, recipes, folders, found)
         else:
-            with locked(out):
-                if read_json(out / SWEEP_MARK, _KIND) is None:
-                    write_json(out / SWEEP_MARK, mark(_KIND))
+            with group.first_within(locked(out)):
+                group.from_first(lambda: _mark_sweep(out))
                 heads = _train_all(job, recipes, folders, found)
-                if heads:
-                    write_table(out / SWEEP_TABLE, [_row(name, head) for name, head in heads])
+                group.from_first(lambda: _write_sweep(out, heads))
     return Trained(
         out=config.out,
         heads=tuple(heads if config.sweep else [("", head) for _, head in heads]),
         num_heads=len(recipes),
         seconds=time.monotonic() - start,
+        is_first=group.is_first,
     )
 
 
@@ -138,6 +140,16 @@ _FIGURES = (
     ("within_2500_km", "within 2500 km", "%"),
     ("balscore", "balscore", ""),
 )
+
+
+def _mark_sweep(out: Path) -> None:
+    if read_json(out / SWEEP_MARK, _KIND) is None:
+        write_json(out / SWEEP_MARK, mark(_KIND))
+
+
+def _write_sweep(out: Path, heads: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    if heads:
+        write_table(out / SWEEP_TABLE, [_row(name, head) for name, head in heads])
 
 
 def _train_all(

@@ -130,7 +130,8 @@ class FitConfig:
     patience: int = 15
     """Stop after this many epochs in which neither the balscore nor the median error on val was better than before."""
     batch_size: int | Literal["auto"] = "auto"
-    """Places per step. auto: 1024, or as many fewer as it takes for 16 steps an epoch, but not below 32."""
+    """Places per step, of all ranks together. auto: 1024, or as many fewer as it takes for 16 steps an epoch, but not
+    below 32."""
     lr: float = 1e-3
     """Highest learning rate of AdamW; it rises to it in a straight line, then falls along a cosine."""
     weight_decay: float = 1e-4
@@ -155,7 +156,7 @@ class FitConfig:
     Weights, losses and evaluation are always fp32."""
     hold: Literal["auto", "memory", "disk"] = "auto"
     """Keep the features in the device's memory, or in a nameless scratch file in --out. auto: in memory where they
-    take no more than 60 % of what is free."""
+    take no more than 60 % of what is free; several ranks of one machine share that, since each holds all features."""
 
     def __post_init__(self) -> None:
         expand_home(self, {"warm_start"})
@@ -179,7 +180,8 @@ class FitConfig:
 class TrainConfig:
     """Train a head on stored embeddings: cells in, a best.pt out that `geoloc predict --head` takes.
 
-    With --sweep, one head for every combination of --cells, --loss, --lam, --fusion and --seed.
+    With --sweep, one head for every combination of --cells, --loss, --lam, --fusion and --seed. Ranks that srun,
+    accelerate launch or torchrun started train each head together, one GPU each.
     """
 
     embeddings: Positional[Annotated[tuple[str, ...], arg(metavar="EMBEDDINGS")]] = ()

@@ -25,6 +25,7 @@ from geoloc_batch.errors import GeolocError, InputError
 from geoloc_batch.locate.posterior import LAYER_NORM_EPS
 from geoloc_batch.run.first_batch import free_bytes
 from geoloc_batch.train.config import Fusion
+from geoloc_batch.train.group import ALONE, Group
 from geoloc_batch.train.places import Places
 
 Floats32 = NDArray[np.float32]
@@ -34,6 +35,7 @@ Kind = Literal["fused", "normed-views", "raw-views"]
 """What is stored: each place's normed mean of raw features; each view normed; each view raw."""
 
 CHUNK_ROWS = 4096
+_MIN_DEVIATION = 1e-6
 MAX_SHARE = 0.6
 """Of the free memory, that features may take."""
 
@@ -111,7 +113,9 @@ class Features:
 
 def mean_of_views(view_nD: Tensor, count_N: Tensor) -> Tensor:
     """[N, D] means of consecutive rows, count_N[i] of them for the i-th."""
-    num_views = len(view_nD) // max(1, len(count_N))
+    if not len(count_N):
+        return view_nD
+    num_views = len(view_nD) // len(count_N)
     if len(view_nD) == num_views * len(count_N) and bool((count_N == num_views).all()):
         return view_nD.view(len(count_N), num_views, -1).mean(dim=1)
     mean: Tensor = torch.segment_reduce(view_nD, "mean", lengths=count_N)
@@ -123,7 +127,26 @@ def normed(feature_ND: Tensor) -> Tensor:
     return functional.layer_norm(feature_ND, feature_ND.shape[1:], eps=LAYER_NORM_EPS)
 
 
-def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str, scratch: Path) -> Features:
+def moments(features: Features, place_N: Ints) -> tuple[Tensor, Tensor]:
+    """[D] mean and [D] deviation of places' normed features, on the CPU, summed in float64."""
+    device = features.device
+    place = torch.from_numpy(place_N).to(device)
+    total_D = torch.zeros(features.dim, dtype=torch.float64, device=device)
+    for place_n in torch.split(place, CHUNK_ROWS):
+        total_D += features.fused(place_n).double().sum(dim=0)
+    mean_D = total_D / len(place)
+    square_D = torch.zeros_like(total_D)
+    for place_n in torch.split(place, CHUNK_ROWS):
+        square_D += (features.fused(place_n).double() - mean_D).square().sum(dim=0)
+    deviation_D = (square_D / len(place)).sqrt()
+    # What never varies tells nothing: it is left as it is, not blown up.
+    deviation_D = torch.where(deviation_D > _MIN_DEVIATION, deviation_D, 1.0)
+    return mean_D.float().cpu(), deviation_D.float().cpu()
+
+
+def load_features(
+    places: Places, kind: Kind, device: torch.device, *, hold: str, scratch: Path, group: Group = ALONE
+) -> Features:
     """Read all rows once, in the order of their files.
 
     Args:
@@ -132,6 +155,7 @@ def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str
         device: where training is.
         hold: `memory`, `disk`, or `auto`, which takes memory where that leaves enough of it.
         scratch: folder for the nameless file of `disk`; it vanishes with the process, however that ends.
+        group: the ranks that do the same on this machine, each for itself.
 
     Raises:
         InputError: a file has changed since its metadata were read, or cannot be read.
@@ -139,7 +163,7 @@ def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str
     """
     slot_R = places.place_R if kind == "fused" else _numbered(places.place_R)
     num_slots = int(slot_R.max(initial=-1)) + 1
-    in_memory = hold == "memory" or (hold == "auto" and _fits(num_slots * places.dim * 4, device))
+    in_memory = hold == "memory" or (hold == "auto" and _fits(num_slots * places.dim * 4, device, group))
     value_SD = np.zeros((num_slots, places.dim), np.float32) if in_memory else _mapped(scratch, num_slots, places.dim)
     count_S = np.zeros(num_slots, dtype=np.int64)
     num_bad = 0
@@ -173,12 +197,13 @@ def load_features(places: Places, kind: Kind, device: torch.device, *, hold: str
     )
 
 
-def _fits(num_bytes: int, device: torch.device) -> bool:
-    free = free_bytes(device)
+def _fits(num_bytes: int, device: torch.device, group: Group) -> bool:
+    # Each rank has all features: which ones it needs is drawn anew in each epoch.
+    share = free_bytes(torch.device("cpu")) / group.num_on_machine
     if device.type == "cuda":
         # They are gathered in the machine's memory before they go over.
-        return num_bytes <= MAX_SHARE * min(free, free_bytes(torch.device("cpu")))
-    return num_bytes <= MAX_SHARE * free
+        share = min(share, free_bytes(device) / group.num_on_device)
+    return num_bytes <= MAX_SHARE * share
 
 
 def _mapped(folder: Path, num_rows: int, dim: int) -> Floats32:

@@ -25,14 +25,16 @@ from geoloc_batch.geo.partition import Partition
 from geoloc_batch.geo.sphere import unit_vectors
 from geoloc_batch.train.batches import Buffers, epoch_batches, num_batches
 from geoloc_batch.train.config import FitConfig, LossConfig, Position
-from geoloc_batch.train.features import CHUNK_ROWS, Features
+from geoloc_batch.train.features import Features, moments
+from geoloc_batch.train.group import ALONE, Group
 from geoloc_batch.train.losses import HeadLoss, inverse_frequency
 from geoloc_batch.train.network import Network, first_state, learning_rate
 from geoloc_batch.train.scores import POSITIONS, Scores, Truth, rank, score
 from geoloc_batch.train.split import LEFT_OUT, SPLITS
 
-_MIN_DEVIATION = 1e-6
 _LEAST_BATCH, _LARGEST_BATCH, _LEAST_STEPS = 32, 1024, 16
+# Steps after which a rank looks at what the others told it: a look waits for the GPU.
+_LOOK_EVERY = 16
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -105,7 +107,7 @@ def first_head(task: Task, *, is_standard: bool) -> dict[str, Tensor]:
     dim = task.features.dim
     mean_D, deviation_D = torch.zeros(dim), torch.ones(dim)
     if is_standard:
-        mean_D, deviation_D = _moments(task)
+        mean_D, deviation_D = moments(task.features, task.places_of("train"))
     return first_state(len(task.partition), deviation_D, mean_D)
 
 
@@ -120,8 +122,11 @@ def fit(
     is_first_judged: bool = False,
     after_epoch: Callable[[State], None] = lambda state: None,
     is_stopped: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
 ) -> State | None:
     """Train from `state` on until all epochs are done or patience ends.
+
+    Ranks that train together must all be given the same; they end with the same state, or all with None.
 
     Args:
         task: features, cells and splits.
@@ -132,7 +137,8 @@ def fit(
         precision: of the matrix products, fp32 or bf16.
         is_first_judged: the first head is a candidate like that of every epoch: epoch 0.
         after_epoch: is given the state after each epoch, for the checkpoint.
-        is_stopped: asked before each batch; when it is true, the epoch is given up.
+        is_stopped: asked before each batch; when it is true, in any rank, the epoch is given up.
+        group: the ranks.
 
     Returns:
         The state at the end; None where training was stopped before.
@@ -145,19 +151,21 @@ def fit(
     if state.optimizer:
         network.optimizer.load_state_dict(state.optimizer)
     validation = task.truth_of("val")
-    epoch = _Epoch(task, config, loss, network, seed)
-    if is_first_judged and not state.history:
-        start = time.monotonic()
-        _take_down(state, network, score(network, task.features, validation), config, {}, start)
+
+    def judge(figures: dict[str, float], start: float) -> None:
+        _take_down(state, network, score(network, task.features, validation, group), config, figures, start)
         after_epoch(state)
+
+    epoch = _Epoch(task, config, loss, network, seed, group)
+    if is_first_judged and not state.history:
+        judge({}, time.monotonic())
     while not state.is_over(config):
         start = time.monotonic()
         figures = epoch.run(state.epoch, is_stopped)
         if figures is None:
             return None
         state.epoch += 1
-        _take_down(state, network, score(network, task.features, validation), config, figures, start)
-        after_epoch(state)
+        judge(figures, start)
     return state
 
 
@@ -168,17 +176,21 @@ def batch_size(config: FitConfig, num_places: int) -> int:
     return max(_LEAST_BATCH, min(_LARGEST_BATCH, num_places // _LEAST_STEPS))
 
 
-def evaluate(task: Task, head: Mapping[str, Tensor], split: str) -> Scores:
-    """The scores of a head on a split."""
+def evaluate(task: Task, head: Mapping[str, Tensor], split: str, group: Group = ALONE) -> Scores:
+    """The scores of a head on a split; all ranks of a group must ask."""
     network = Network(head, task.features.device, precision="fp32", weight_decay=0.0)
-    return score(network, task.features, task.truth_of(split))
+    return score(network, task.features, task.truth_of(split), group)
 
 
 class _Epoch:
     """What the epochs of one training share."""
 
-    def __init__(self, task: Task, config: FitConfig, loss: LossConfig, network: Network, seed: int) -> None:
+    def __init__(
+        self, task: Task, config: FitConfig, loss: LossConfig, network: Network, seed: int, group: Group
+    ) -> None:
         device = task.features.device
+        self._group = group
+        self._look_every = 1 if device.type == "cpu" else _LOOK_EVERY
         self._features, self._config, self._network, self._seed = task.features, config, network, seed
         self._place_N = task.places_of("train")
         self._batch_size = batch_size(config, len(self._place_N))
@@ -213,21 +225,31 @@ class _Epoch:
             dropout=config.dropout,
             view_dropout=config.view_dropout,
             buffers=self._buffers,
+            group=self._group,
         )
         for step, batch in enumerate(batches, start=epoch * self._steps):
-            if is_stopped():
+            is_asked = is_stopped()
+            if is_asked and self._group.size == 1:
                 return None
             rate = learning_rate(
                 step, config.epochs * self._steps, round(config.warmup_epochs * self._steps), config.lr
             )
-            logit_BC = network.logits(batch)
             loss, parts, grad_BC = self._loss.value_and_grad(
-                logit_BC, self._cell_L[batch.place_B], self._xyz_L3[batch.place_B]
+                network.logits(batch),
+                self._cell_L[batch.place_B],
+                self._xyz_L3[batch.place_B],
+                self._cell_L[batch.all_place],
             )
-            network.learn(batch, grad_BC, rate)
+            network.backward(batch, grad_BC)
+            figures = {"loss": loss, **parts}
+            if self._group.size > 1:
+                figures = self._summed(figures, is_asked=is_asked)
+                if step % self._look_every == 0 and bool(network.told_K[-1]):
+                    return None
+            network.step(rate)
             # Summed where they are: a look at each would wait for the device.
-            for name, value in {"loss": loss, **parts}.items():
-                totals[name] = totals.get(name, 0.0) + value.double() * len(batch.place_B)
+            for name, value in figures.items():
+                totals[name] = totals.get(name, 0.0) + value.double() * len(batch.all_place)
         means = {name: float(total) / len(self._place_N) for name, total in totals.items()}
         # The loss is that of the weights before the last step.
         if not (math.isfinite(means["loss"]) and network.is_finite):
@@ -237,6 +259,15 @@ class _Epoch:
                 f"{config.lr:g}, and another --out"
             )
         return {"lr": rate, **{f"train_{name}": value for name, value in means.items()}}
+
+    def _summed(self, figures: dict[str, Tensor], *, is_asked: bool) -> dict[str, Tensor]:
+        """Sum the gradients over the ranks, the figures with them, and how many ranks were asked to stop, told last."""
+        told_K = self._network.told_K
+        told_K.zero_()
+        told_K[: len(figures)] = torch.stack(list(figures.values()))
+        told_K[-1] = float(is_asked)
+        self._group.add(self._network.gradient)
+        return dict(zip(figures, told_K, strict=False))
 
 
 def _take_down(
@@ -271,20 +302,3 @@ def distances_by_name(metrics: Metrics) -> dict[str, float]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _moments(task: Task) -> tuple[Tensor, Tensor]:
-    """[D] mean and [D] deviation of the training places' normed features, summed in float64."""
-    device = task.features.device
-    place_N = torch.from_numpy(task.places_of("train")).to(device)
-    total_D = torch.zeros(task.features.dim, dtype=torch.float64, device=device)
-    for place_n in torch.split(place_N, CHUNK_ROWS):
-        total_D += task.features.fused(place_n).double().sum(dim=0)
-    mean_D = total_D / len(place_N)
-    square_D = torch.zeros_like(total_D)
-    for place_n in torch.split(place_N, CHUNK_ROWS):
-        square_D += (task.features.fused(place_n).double() - mean_D).square().sum(dim=0)
-    deviation_D = (square_D / len(place_N)).sqrt()
-    # What never varies tells nothing: it is left as it is, not blown up.
-    deviation_D = torch.where(deviation_D > _MIN_DEVIATION, deviation_D, 1.0)
-    return mean_D.float().cpu(), deviation_D.float().cpu()

@@ -14,6 +14,7 @@ from geoloc_batch.errors import InputError, OutputError
 from geoloc_batch.locate.head_file import TENSORS
 from geoloc_batch.model.arithmetic import auto_precision
 from geoloc_batch.run.workers import StopSignal
+from geoloc_batch.store.pin import differences
 from geoloc_batch.train.checkpoint import (
     CHECKPOINT,
     HEAD,
@@ -30,6 +31,7 @@ from geoloc_batch.train.checkpoint import (
 from geoloc_batch.train.config import TrainConfig
 from geoloc_batch.train.features import Features, Kind, kind_of, load_features
 from geoloc_batch.train.fit import State, Task, evaluate, first_head, fit
+from geoloc_batch.train.group import Group
 from geoloc_batch.train.inputs import Inputs
 from geoloc_batch.train.output import STOOD_FOR, write_head
 from geoloc_batch.train.recipes import Recipe
@@ -44,12 +46,12 @@ class Job:
     Args:
         config: of the command.
         inputs: what `read_inputs` gave.
-        device: where training is.
+        group: the ranks that train them together. The first alone reads and writes in their folders.
         stop: is asked between batches.
     """
 
-    def __init__(self, config: TrainConfig, inputs: Inputs, device: torch.device, stop: StopSignal) -> None:
-        self._config, self._inputs, self._device, self._stop = config, inputs, device, stop
+    def __init__(self, config: TrainConfig, inputs: Inputs, group: Group, stop: StopSignal) -> None:
+        self._config, self._inputs, self._group, self._stop = config, inputs, group, stop
         self._features: Features | None = None
         # By their digest, the folder of a head that was trained on them.
         self._known_features: dict[str, Path] = {}
@@ -60,11 +62,9 @@ class Job:
         Raises:
             OutputError: the folder is pinned to other settings.
         """
-        check_settings(folder, self._settings(recipe, folder))
-        found = read_json(folder / HEAD)
-        if found is None or _missing(folder):
-            return None
-        self._known_features[found["train"]["features_sha256"]] = folder
+        found = self._group.from_first(lambda: self._found(recipe, folder))
+        if found is not None:
+            self._known_features[found["train"]["features_sha256"]] = folder
         return found
 
     def train(self, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
@@ -75,24 +75,15 @@ class Job:
             InputError: the features cannot be read, or a split has none.
             GeolocError: training ran away, or the disk is full.
         """
-        with locked(folder):
-            settings = self._settings(recipe, folder)
-            pin(folder, settings)
-            found, missing = read_json(folder / HEAD), _missing(folder)
-            if found is not None and not missing:
-                # A process that was killed between the last two steps of its end left the checkpoint.
-                (folder / CHECKPOINT).unlink(missing_ok=True)
-                return found
+        group = self._group
+        with group.first_within(locked(folder)):
+            settings, found = group.from_first(lambda: self._begin(recipe, folder))
             if found is not None:
-                log.warning("%s is done, but lacks %s: the head is trained again", folder, ", ".join(missing))
-                (folder / HEAD).unlink()
+                return found
+            self._check_inputs(self._settings(recipe, folder), settings)
             task = self._task(recipe, folder)
-            state = load_checkpoint(folder)
-            if state is None:
-                state = State(head=self._first_head(task), features_sha256=task.features.sha256)
+            state = group.from_first(lambda: self._state(task, folder))
             self._check_features(task.features, {state.features_sha256: folder})
-            if state.epoch:
-                log.info("going on after epoch %d of %d", state.epoch, self._config.fit.epochs)
             ended = fit(
                 task,
                 self._config.fit,
@@ -101,10 +92,52 @@ class Job:
                 seed=recipe.seed,
                 precision=str(settings["precision"]),
                 is_first_judged=self._inputs.warm is not None,
-                after_epoch=lambda state: self._after_epoch(folder, state),
+                after_epoch=lambda state: group.from_first(lambda: self._after_epoch(folder, state)),
                 is_stopped=self._stop.is_set,
+                group=group,
             )
-            return None if ended is None else self._finish(recipe, folder, settings, task, ended)
+            if ended is None:
+                return None
+            metrics = {split: evaluate(task, ended.best, split, group).by_name() for split in ("val", "test")}
+            return group.from_first(lambda: self._finish(recipe, folder, settings, task, ended, metrics))
+
+    def _found(self, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+        check_settings(folder, self._settings(recipe, folder))
+        found = read_json(folder / HEAD)
+        return None if found is None or _missing(folder) else found
+
+    def _begin(self, recipe: Recipe, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The settings, to which the folder is pinned from now on, and the head.json of a head that is done."""
+        settings = self._settings(recipe, folder)
+        pin(folder, settings)
+        found, missing = read_json(folder / HEAD), _missing(folder)
+        if found is not None and not missing:
+            # A process that was killed between the last two steps of its end left the checkpoint.
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            return settings, found
+        if found is not None:
+            log.warning("%s is done, but lacks %s: the head is trained again", folder, ", ".join(missing))
+            (folder / HEAD).unlink()
+        return settings, None
+
+    def _state(self, task: Task, folder: Path) -> State:
+        """That of the checkpoint, or a new one."""
+        state = load_checkpoint(folder)
+        if state is None:
+            return State(head=self._first_head(task), features_sha256=task.features.sha256)
+        if state.epoch:
+            log.info("going on after epoch %d of %d", state.epoch, self._config.fit.epochs)
+        return state
+
+    def _check_inputs(self, own: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Refuse to train with ranks that were given, or see, other inputs than the first."""
+        # What the first resolved holds for all, whatever their CPUs are good at.
+        differing = list(differences(settings, {**own, "precision": settings["precision"]}))
+        if differing:
+            raise InputError(
+                f"rank {self._group.rank} has other inputs than the first rank: {'; '.join(differing)}. Give all the "
+                "same command, and files that are the same on all nodes"
+            )
 
     def _settings(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """Everything that decides what the head is."""
@@ -112,7 +145,7 @@ class Job:
         del fit_settings["hold"]
         if fit_settings["precision"] == "auto":
             pinned = read_json(folder / SETTINGS) or {}
-            fit_settings["precision"] = pinned.get("precision", auto_precision(self._device))
+            fit_settings["precision"] = pinned.get("precision", auto_precision(self._group.device))
         warm = self._inputs.warm
         fit_settings["warm_start"] = None if warm is None else warm.sha256
         places, origin = self._inputs.places, self._inputs.places.origin
@@ -149,8 +182,10 @@ class Job:
         if self._features is None or self._features.kind != kind:
             self._features = None
             hold = self._config.fit.hold
-            self._features = load_features(self._inputs.places, kind, self._device, hold=hold, scratch=folder)
-            where = "in a scratch file" if self._features.is_mapped else f"in the memory of {self._device}"
+            self._features = load_features(
+                self._inputs.places, kind, self._group.device, hold=hold, scratch=folder, group=self._group
+            )
+            where = "in a scratch file" if self._features.is_mapped else f"in the memory of {self._group.device}"
             log.info("%d places, features %s", len(self._inputs.places), where)
             if self._features.left_out:
                 log.warning("left out: %s", _listed(self._features.left_out))
@@ -189,11 +224,16 @@ class Job:
         )
 
     def _finish(
-        self, recipe: Recipe, folder: Path, settings: dict[str, Any], task: Task, state: State
+        self,
+        recipe: Recipe,
+        folder: Path,
+        settings: dict[str, Any],
+        task: Task,
+        state: State,
+        metrics: dict[str, dict[str, Any]],
     ) -> dict[str, Any]:
         inputs = self._inputs
         origin = inputs.places.origin
-        metrics = {split: evaluate(task, state.best, split).by_name() for split in ("val", "test")}
         description = {
             **mark(KIND),
             "tap": origin.tap,

@@ -94,14 +94,15 @@ class HeadLoss:
 
     @torch.no_grad()
     def value_and_grad(
-        self, logit_BC: Tensor, cell_B: Tensor, xyz_B3: Tensor
+        self, logit_BC: Tensor, cell_B: Tensor, xyz_B3: Tensor, all_cell: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss of a batch and its gradient at the logits.
+        """The loss of a batch and its gradient at the logits; or of a part of one, to be summed over the parts.
 
         Args:
-            logit_BC: [B, C] float32 or float64, B > 0. Its memory is overwritten and becomes the gradient's.
+            logit_BC: [B, C] float32 or float64. Its memory is overwritten and becomes the gradient's.
             cell_B: [B] int64, the true cells' rows.
             xyz_B3: [B, 3] the unit vectors of the truth, any float dtype.
+            all_cell: the true cells of the whole batch, where these are a part of it.
 
         Returns:
             The loss (0-dim); its parts before lambda by name: `ce` (nats) or `smooth`, and with haversine
@@ -109,14 +110,15 @@ class HeadLoss:
             device.
         """
         xyz1_C4, w_C = self._constants(logit_BC)
+        all_cell = cell_B if all_cell is None else all_cell
         logit_BC -= logit_BC.amax(dim=1, keepdim=True)
         if self.kind == "smooth":
-            return self._smooth(logit_BC, xyz_B3.to(logit_BC.dtype), xyz1_C4)
+            return self._smooth(logit_BC, xyz_B3.to(logit_BC.dtype), xyz1_C4, len(all_cell))
         label_B1 = cell_B[:, None]
         at_label_B = logit_BC.gather(1, label_B1)[:, 0]
         # The weights of the labels, divided by their sum; zeros where no label has any.
         w_B = w_C[cell_B]
-        total = w_B.sum()
+        total = w_C[all_cell].sum()
         w_B = w_B * torch.where(total > 0, 1 / total, 0.0)
         spread = self.label_smoothing / len(w_C) * torch.where(total > 0, 1 / total, 0.0)
         at_all_B = logit_BC @ w_C if self.label_smoothing else torch.zeros_like(w_B)
@@ -134,9 +136,9 @@ class HeadLoss:
         scale_B = own_B + spread * w_sum
         if self.has_haversine:
             angle_B, slope_B3 = _angle_and_slope(sum_B4[:, :3] / norm_B[:, None], xyz_B3)
-            km = EARTH_RADIUS_KM * angle_B.mean().to(ce.dtype)
+            km = EARTH_RADIUS_KM * (angle_B.sum() / len(all_cell)).to(ce.dtype)
             loss, parts = ce + self.lam * km, {"ce": ce, "haversine_km": km}
-            factor = self.lam * EARTH_RADIUS_KM / len(cell_B)
+            factor = self.lam * EARTH_RADIUS_KM / len(all_cell)
             slope_B4 = torch.cat([(factor * slope_B3).to(ce.dtype), scale_B[:, None]], dim=1)
             factor_BC = (slope_B4 / norm_B[:, None]) @ xyz1_C4.T
             grad_BC = torch.addcmul(-spread * w_C, e_BC, factor_BC, out=e_BC)
@@ -147,14 +149,16 @@ class HeadLoss:
         grad_BC.scatter_add_(1, label_B1, -own_B[:, None])
         return loss, parts, grad_BC
 
-    def _smooth(self, logit_BC: Tensor, xyz_B3: Tensor, xyz1_C4: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _smooth(
+        self, logit_BC: Tensor, xyz_B3: Tensor, xyz1_C4: Tensor, num_all: int
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         target_BC = smooth_targets(xyz_B3, xyz1_C4[:, :3], self.tau_km, is_normalised=self.is_normalised)
         total_B = target_BC.sum(dim=1)
         at_targets_B = torch.linalg.vecdot(target_BC, logit_BC)
         e_BC = logit_BC.exp_()
         norm_B = e_BC.sum(dim=1)
-        loss = (total_B * norm_B.log() - at_targets_B).mean()
-        grad_BC = e_BC.mul_((total_B / norm_B / len(norm_B))[:, None]).sub_(target_BC, alpha=1 / len(norm_B))
+        loss = (total_B * norm_B.log() - at_targets_B).sum() / num_all
+        grad_BC = e_BC.mul_((total_B / norm_B / num_all)[:, None]).sub_(target_BC, alpha=1 / num_all)
         return loss, {"smooth": loss}, grad_BC
 
     def _constants(self, logit_BC: Tensor) -> tuple[Tensor, Tensor]:

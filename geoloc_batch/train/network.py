@@ -18,6 +18,9 @@ from torch import Tensor
 from geoloc_batch.locate.head_file import TENSORS
 from geoloc_batch.train.batches import Batch, Buffers
 
+NUM_TOLD = 4
+"""Numbers that ranks may sum in one go with their gradients."""
+
 
 class Network:
     """The four tensors of a head, and AdamW on them.
@@ -41,6 +44,12 @@ class Network:
         # Kept from step to step: fresh pages for a batch's logits cost more than what is computed on them.
         self._buffers = Buffers(device)
         self._input_BD = torch.empty(0)
+        sizes = [tensor.numel() for tensor in (self.weight_CD, self.bias_C, self.scale_D, self.shift_D)]
+        self.gradient = torch.zeros(sum(sizes) + NUM_TOLD, device=device)
+        """All gradients of the last `backward` in one piece, to be summed over ranks, and `told_K` behind them."""
+        weight, bias, scale, shift, self.told_K = torch.split(self.gradient, [*sizes, NUM_TOLD])
+        self.weight_CD.grad, self.bias_C.grad = weight.view_as(self.weight_CD), bias
+        self.scale_D.grad, self.shift_D.grad = scale, shift
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, C] in training, good until the next call; what `learn` needs is kept."""
@@ -58,24 +67,32 @@ class Network:
         return torch.addmm(self.bias_C, torch.addcmul(self.shift_D, feature_BD, self.scale_D), self.weight_CD.T)
 
     def learn(self, batch: Batch, grad_BC: Tensor, rate: float) -> None:
-        """One step of AdamW.
+        """One step of AdamW: `backward`, then `step`."""
+        self.backward(batch, grad_BC)
+        self.step(rate)
+
+    def backward(self, batch: Batch, grad_BC: Tensor) -> None:
+        """The gradients of the four tensors.
 
         Args:
             batch: the one whose `logits` were asked for last.
             grad_BC: the loss's gradient at them.
-            rate: the learning rate.
         """
-        dim = len(self.scale_D)
-        self.weight_CD.grad = self._product(
-            grad_BC.T, self._input_BD, self._buffers.get("weight", *self.weight_CD.shape)
+        weight, bias, scale, shift = (
+            tensor.grad for tensor in (self.weight_CD, self.bias_C, self.scale_D, self.shift_D)
         )
-        self.bias_C.grad = grad_BC.sum(dim=0)
-        grad_BD = self._product(grad_BC, self.weight_CD, self._buffers.get("gradient", len(grad_BC), dim))
+        assert weight is not None
+        self._product(grad_BC.T, self._input_BD, weight)
+        torch.sum(grad_BC, dim=0, out=bias)
+        grad_BD = self._product(grad_BC, self.weight_CD, self._buffers.get("gradient", *batch.scaled_BD.shape))
         if batch.shifted_BD is None:
-            self.shift_D.grad = grad_BD.sum(dim=0)
+            torch.sum(grad_BD, dim=0, out=shift)
         else:
-            self.shift_D.grad = torch.mul(grad_BD, batch.shifted_BD, out=self._input_BD).sum(dim=0)
-        self.scale_D.grad = grad_BD.mul_(batch.scaled_BD).sum(dim=0)
+            torch.sum(torch.mul(grad_BD, batch.shifted_BD, out=self._input_BD), dim=0, out=shift)
+        torch.sum(grad_BD.mul_(batch.scaled_BD), dim=0, out=scale)
+
+    def step(self, rate: float) -> None:
+        """AdamW with the gradients at hand, at this learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

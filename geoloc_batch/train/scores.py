@@ -15,13 +15,12 @@ from torch import Tensor
 
 from geoloc_batch.errors import GeolocError
 from geoloc_batch.geo.metrics import BALSCORE_BANDS_KM, Metrics, balscore, distances_km, summarise
-from geoloc_batch.geo.sphere import points_deg
+from geoloc_batch.locate.posterior import mean_and_spread
 from geoloc_batch.train.config import Position
 from geoloc_batch.train.features import Features
+from geoloc_batch.train.group import ALONE, Group
 from geoloc_batch.train.network import Network
 
-# A shorter mean of unit vectors is the rounding of vectors that cancel, as in locate/posterior.py.
-_MIN_RESULTANT = 1e-6
 _ROWS = 2048
 POSITIONS: tuple[Position, ...] = ("top1", "mean")
 
@@ -76,29 +75,38 @@ class Truth:
     """[C, 3] float32 unit vectors of the centroids, on the device."""
 
 
-def score(network: Network, features: Features, truth: Truth) -> Scores:
-    """Evaluate a head in fp32, with nothing dropped.
+def score(network: Network, features: Features, truth: Truth, group: Group = ALONE) -> Scores:
+    """Evaluate a head in fp32, with nothing dropped: each rank some of the places, and the first adds them up.
+
+    What follows from the scores must be the same in all ranks, which therefore all have those of the first.
 
     Raises:
         GeolocError: its answers are no numbers.
     """
-    found = [
-        decode(network.evaluated(features.fused(place_n)), cell_n, truth.xyz_C3)
-        for place_n, cell_n in zip(
-            torch.split(torch.from_numpy(truth.place_N).to(features.device), _ROWS),
-            torch.split(torch.from_numpy(truth.cell_N).to(features.device), _ROWS),
-            strict=True,
-        )
-    ]
-    best_N, rank_N, mean_N3 = (np.concatenate([part[i].cpu().numpy() for part in found]) for i in range(3))
+    own = group.part(len(truth.place_N))
+    answer_N5 = torch.zeros(len(truth.place_N), 5, dtype=torch.float64, device=features.device)
+    for answer_n5, place_n, cell_n in zip(
+        torch.split(answer_N5[own], _ROWS),
+        torch.split(torch.from_numpy(truth.place_N[own]).to(features.device), _ROWS),
+        torch.split(torch.from_numpy(truth.cell_N[own]).to(features.device), _ROWS),
+        strict=True,
+    ):
+        best_n, rank_n, mean_n3 = decode(network.evaluated(features.fused(place_n)), cell_n, truth.xyz_C3)
+        answer_n5.copy_(torch.cat([best_n[:, None], rank_n[:, None], mean_n3], dim=1))
+    # Each row is zero but in one rank: the sum is exact.
+    group.add(answer_N5)
+    return group.from_first(lambda: _summarised(answer_N5.cpu().numpy(), truth))
+
+
+def _summarised(answer_N5: NDArray[np.float64], truth: Truth) -> Scores:
+    best_N, rank_N, mean_N3 = answer_N5[:, 0].astype(np.int64), answer_N5[:, 1].astype(np.int64), answer_N5[:, 2:]
     if not np.isfinite(mean_N3).all():
         raise GeolocError(
             f"the head's answers to {int((~np.isfinite(mean_N3).all(axis=1)).sum())} of {len(mean_N3)} places are no "
             "numbers: training has run away; pass a lower --lr, and another --out"
         )
     top1_deg_N2 = truth.centroid_deg_C2[best_N]
-    points_nowhere_N1 = np.linalg.norm(mean_N3, axis=1, keepdims=True) < _MIN_RESULTANT
-    mean_deg_N2 = np.where(points_nowhere_N1, top1_deg_N2, points_deg(mean_N3))
+    mean_deg_N2, _ = mean_and_spread(mean_N3, top1_deg_N2)
     num_cells = len(truth.centroid_deg_C2)
     metrics = [
         summarise(distances_km(found_deg_N2, truth.point_deg_N2), cell_rank=rank_N, num_kept=num_cells)
@@ -117,13 +125,15 @@ def decode(logit_NC: Tensor, cell_N: Tensor, xyz_C3: Tensor) -> tuple[Tensor, Te
 
     Returns:
         [N] the most probable cells' rows, the lowest among equals; [N] from 1, where the true cell stands among all;
-        [N, 3] the probability-weighted mean vectors.
+        [N, 3] the probability-weighted mean vectors, NaN where a logit is none.
     """
     true_N1 = logit_NC.gather(1, cell_N[:, None])
     column_C = torch.arange(logit_NC.shape[1], device=logit_NC.device)
-    is_before_NC = (logit_NC > true_N1) | ((logit_NC == true_N1) & (column_C < cell_N[:, None]))
-    rank_N = is_before_NC.sum(dim=1) + 1
+    # Of cells with an equal logit those before the true one count too: whatever is above the next smaller number.
+    least_N1 = torch.nextafter(true_N1, torch.full_like(true_N1, -torch.inf))
+    rank_N = torch.count_nonzero(logit_NC > torch.where(column_C < cell_N[:, None], least_N1, true_N1), dim=1) + 1
     best_N = logit_NC.argmax(dim=1)
+    # Not posterior_topk: its sums in float64 would take twice as long, after each epoch.
     logit_NC -= logit_NC.gather(1, best_N[:, None])
     prob_NC = logit_NC.exp_()
     return best_N, rank_N, (prob_NC @ xyz_C3) / prob_NC.sum(dim=1, keepdim=True)

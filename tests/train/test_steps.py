@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from geoloc_batch.train.batches import Buffers, Mask, epoch_batches
 from geoloc_batch.train.config import FitConfig, TrainConfig
 from geoloc_batch.train.features import Features, Kind, load_features
 from geoloc_batch.train.fit import State, Task, batch_size, first_head
+from geoloc_batch.train.group import Group
+from geoloc_batch.train.losses import HeadLoss
 from geoloc_batch.train.network import Network, first_state, learning_rate
 from geoloc_batch.train.places import read_places
 from geoloc_batch.train.recipes import Cells, recipes_of
@@ -121,6 +125,36 @@ def test_view_dropout_leaves_views_out_and_always_keeps_one(world: World, tmp_pa
     # One view in four places of ten cannot be left out; of 2, 4 and 7 views all stay with 0.49, 0.24, 0.08.
     expected = 20 * 10 * ((1 - 0.49) + (1 - 0.24) + (1 - 0.082))
     assert changed == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 5])
+@pytest.mark.parametrize(("kind", "view_dropout"), [("fused", 0.0), ("raw-views", 0.3), ("normed-views", 0.0)])
+def test_the_parts_that_ranks_take_of_a_batch_are_the_batch(
+    world: World, tmp_path: Path, kind: Kind, view_dropout: float, num_ranks: int
+) -> None:
+    features, state, cell_L = features_of(world, kind, tmp_path), random_state(9), torch.arange(40) % 9
+    settings: Any = {"seed": 1, "epoch": 2, "batch_size": 4, "dropout": 0.3, "view_dropout": view_dropout}
+    xyz_C3 = torch.nn.functional.normalize(torch.randn(9, 3), dim=1)
+    loss = HeadLoss("weighted-ce+haversine", xyz_C3, torch.arange(9) % 4)
+
+    def steps(group: Group) -> Iterator[tuple[list[int], list[int], Tensor, Tensor]]:
+        network = Network(state, CPU, precision="fp32", weight_decay=0)
+        # 27 places: batches of 4 and 3, of which some ranks have nothing.
+        for batch in epoch_batches(features, np.arange(27), group=group, **settings):
+            cell_B, all_cell = cell_L[batch.place_B], cell_L[batch.all_place]
+            value, _, grad_BC = loss.value_and_grad(network.logits(batch), cell_B, xyz_C3[cell_B], all_cell)
+            network.backward(batch, grad_BC)
+            yield batch.place_B.tolist(), batch.all_place.tolist(), value, network.gradient.clone()
+
+    whole = list(steps(Group()))
+    parts = [list(steps(Group(rank=rank, size=num_ranks))) for rank in range(num_ranks)]
+    assert len(whole) == 7
+    for number, (places, _, value, gradient) in enumerate(whole):
+        ours = [part[number] for part in parts]
+        assert [place for each in ours for place in each[0]] == places
+        assert all(each[1] == places for each in ours)
+        torch.testing.assert_close(sum(each[2] for each in ours), value, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(sum(each[3] for each in ours), gradient, atol=1e-3, rtol=1e-4)
 
 
 def test_bf16_products_differ_from_fp32_in_the_third_digit_and_sum_in_fp32(world: World, tmp_path: Path) -> None:
