@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,9 @@ def adopt(files: FilePort, out: Path, units: Sequence[Unit], done: Done, *, has_
     moved: list[str] = []
     while True:
         plan = load_checked(files, out, done)
-        done.look_all(unit.index for unit in plan.units)
-        _refuse_lone_retries(files, out, [unit.index for unit in plan.units if unit.index not in done])
+        names = _listed_once(files, out)
+        done.look_all((unit.index for unit in plan.units), names)
+        _refuse_lone_retries(out, [unit.index for unit in plan.units if unit.index not in done], names)
         adopted, fresh, warnings = match_plan(plan.units, units, done.__contains__, plan.places)
         if not fresh:
             break
@@ -68,9 +70,20 @@ def load_checked(files: FilePort, out: Path, done: Done) -> Plan:
     )
 
 
-def _refuse_lone_retries(files: FilePort, out: Path, undone: Sequence[int]) -> None:
+def _listed_once(files: FilePort, out: Path) -> Callable[[Path], Iterable[str]]:
+    """Lists folders of markers, each once, and those alone that are there: a new OUT has none of a long plan's."""
+    there = set(files.names(out / "_done"))
+
+    @functools.cache
+    def names(folder: Path) -> list[str]:
+        return files.names(folder) if folder.name in there else []
+
+    return names
+
+
+def _refuse_lone_retries(out: Path, undone: Sequence[int], names: Callable[[Path], Iterable[str]]) -> None:
     """A unit whose first marker was removed would be done anew, and its files moved over those of its retry."""
-    retry = retry_without_first(out, undone, files.names)
+    retry = retry_without_first(out, undone, names)
     if retry is not None:
         raise OutputError(
             f"{marker_path(out, retry)} is the marker of a retry, and {marker_path(out, Goal(retry.unit)).name} before "

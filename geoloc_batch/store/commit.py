@@ -28,6 +28,7 @@ from geoloc_batch.store.goal import Goal, marker_path, parse_goal
 from geoloc_batch.store.lease import SECOND_NS, Lease, Leases
 from geoloc_batch.store.marker import FileRecord, Marker, read_marker, staged_name
 from geoloc_batch.store.publish import discard, publish, remove_file, remove_tree, stage_candidate
+from geoloc_batch.store.some import some
 
 # What another machine has done may show only when a network filesystem's cache is a minute old (acdirmax in nfs(5)).
 LATE_WAITS_S = (0.25, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -175,17 +176,27 @@ class Commits:
             self.files.sync_folder(made.parent)
         self._known_folders.add(folder)
 
-    def sweep(self, leases: Leases) -> None:
-        """Roll cut-off commits forward; remove what can serve nobody any more: staging folders and leases."""
+    def sweep(self, leases: Leases, few: tuple[int, int] | None = None) -> None:
+        """Roll cut-off commits forward; remove what can serve nobody any more: staging folders and leases.
+
+        Args:
+            leases: of this rank.
+            few: for a start, as not every one of thousands is to look at what all others have in work. (a, b): of more
+                than a staging folders look at a, by chance, and at the leases in the slots 1 to b of their goals.
+        """
         now_ns = leases.server_now_ns()
         # Folders before leases before markers: an execution makes its lease first and its marker last, so what is
         # seen here is never newer than what is decided on.
-        names = self.files.names(self.out / "_staging")
-        found = leases.all()
-        for name in names:
-            label, _, token = name.partition(".")
+        names: Sequence[str] = self.files.names(self.out / "_staging")
+        is_part = few is not None and len(names) > few[0]
+        if few is not None:
+            names = some(names, few[0])
+        goals = {name: parse_goal(name.partition(".")[0]) for name in names}
+        known = {goal for goal in goals.values() if goal is not None}
+        found = leases.of(known, few[1]) if few is not None and is_part else leases.all()
+        for name, goal in goals.items():
+            token = name.partition(".")[2]
             folder = self.out / "_staging" / name
-            goal = parse_goal(label)
             if goal is not None:
                 lease = next((lease for lease in found.get(goal, []) if lease.token == token), None)
                 self._sweep_staging(folder, goal, lease, leases, now_ns)

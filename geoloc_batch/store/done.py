@@ -1,14 +1,14 @@
-"""Done: which units have reached their goals, asked as seldom as can be."""
+"""Done: which units have reached their goals, asked as seldom as can be, and kept as one bit each."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from geoloc_batch.errors import OutputError
 from geoloc_batch.store.files import FilePort
-from geoloc_batch.store.goal import Goal, marker_path, parse_goal
+from geoloc_batch.store.goal import THOUSAND, Goal, marker_path, parse_goal
 from geoloc_batch.store.marker import Marker, standing_marker
 
 # With more units than this to ask for in one folder of markers, its names are read at once.
@@ -21,7 +21,9 @@ class Done:
     def __init__(self, files: FilePort, out: Path) -> None:
         self._files = files
         self._out = out
-        self._markers: dict[int, Marker | None] = {}
+        # By the thousand, its units as the bits of a number: every rank comes to know all units.
+        self._bits: dict[int, int] = {}
+        self._markers: dict[int, Marker] = {}
         self.sources: Mapping[int, str] = {}
         """What the plan says of units: a marker must say the same."""
         self.retries: Mapping[int, int] = {}
@@ -29,7 +31,11 @@ class Done:
 
     def __contains__(self, unit: object) -> bool:
         """Whether the unit is known to be done, without a look at the disk."""
-        return unit in self._markers
+        assert isinstance(unit, int)
+        return bool(self._bits.get(unit // THOUSAND, 0) >> unit % THOUSAND & 1)
+
+    def _note(self, unit: int) -> None:
+        self._bits[unit // THOUSAND] = self._bits.get(unit // THOUSAND, 0) | 1 << unit % THOUSAND
 
     def goal(self, unit: int) -> Goal:
         """What has to be reached."""
@@ -40,25 +46,32 @@ class Done:
 
     def add(self, marker: Marker) -> None:
         """Note a marker of our own."""
+        self._note(marker.unit)
         self._markers[marker.unit] = marker
 
     def look(self, unit: int) -> bool:
         """Whether the unit is done, with a look at the disk."""
-        if unit not in self._markers and self._files.stat(self._path(unit)) is not None:
-            self._markers[unit] = None
-        return unit in self._markers
+        if unit not in self and self._files.stat(self._path(unit)) is not None:
+            self._note(unit)
+        return unit in self
 
-    def look_all(self, units: Iterable[int]) -> None:
-        """Find out which of many units are done."""
-        folders: dict[Path, list[int]] = defaultdict(list)
+    def look_all(self, units: Iterable[int], names: Callable[[Path], Iterable[str]] | None = None) -> None:
+        """Find out which of many units are done.
+
+        Args:
+            units: which.
+            names: lists a folder, where that shall not be asked of the disk each time.
+        """
+        thousands: dict[int, list[int]] = defaultdict(list)
         for unit in units:
-            if unit not in self._markers:
-                folders[self._path(unit).parent].append(unit)
-        for folder, wanted in folders.items():
+            if not self._bits.get(unit // THOUSAND, 0) >> unit % THOUSAND & 1:
+                thousands[unit // THOUSAND].append(unit)
+        for wanted in thousands.values():
             if len(wanted) > MAX_STATS:
-                there = set(self._files.names(folder))
-                wanted = [unit for unit in wanted if self._path(unit).name in there]
-                self._markers.update(dict.fromkeys(wanted))
+                there = set((names or self._files.names)(self._path(wanted[0]).parent))
+                for unit in wanted:
+                    if (self._path(unit).name if unit in self.retries else f"{unit:06d}.json") in there:
+                        self._note(unit)
             else:
                 for unit in wanted:
                     self.look(unit)
@@ -80,14 +93,14 @@ class Done:
         Raises:
             OutputError: it is no marker, or that of another source.
         """
-        if unit not in self._markers:
+        if unit not in self:
             return None
-        marker = self._markers[unit]
+        marker = self._markers.get(unit)
         if marker is None:
             marker = standing_marker(self._out, unit, self._files.read)
             if marker is not None:
                 check_source(self._out, marker, self.sources.get(unit, marker.source))
-            self._markers[unit] = marker
+                self._markers[unit] = marker
         return marker
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from geoloc_batch.store.files import FilePort, Owner
 from geoloc_batch.store.goal import Goal, parse_goal
 from geoloc_batch.store.publish import remove_file
+from geoloc_batch.store.some import SOME_CLOCKS, some
 
 SECOND_NS = 1_000_000_000
 # Of leases whose owner does not say after how long he is dead: four beats of 15 s, the defaults.
@@ -115,9 +116,16 @@ class Leases:
 
     def all(self) -> dict[Goal, list[Lease]]:
         """Every lease in the folder, by goal, slots in order."""
+        return self._read(name for name in self.files.names(self.folder) if parse_lease_name(name))
+
+    def of(self, goals: Iterable[Goal], num_slots: int) -> dict[Goal, list[Lease]]:
+        """Those of a few goals, slots in order: what thousands of other ranks hold is not even listed."""
+        return self._read(f"{goal.label}.{slot}" for goal in goals for slot in range(1, num_slots + 1))
+
+    def _read(self, names: Iterable[str]) -> dict[Goal, list[Lease]]:
         leases: dict[Goal, list[Lease]] = {}
-        for name in self.files.names(self.folder):
-            found = self.files.stat(self.folder / name) if parse_lease_name(name) else None
+        for name in names:
+            found = self.files.stat(self.folder / name)
             if found is not None:
                 lease = read_lease(self.folder / name, found.mtime_ns, self.files.read)
                 if lease is not None:
@@ -162,12 +170,12 @@ class Leases:
         return self._now_s - since_s <= self.stale_s
 
     def sweep_clocks(self, now_ns: int) -> None:
-        """Remove the clock files of ranks that ended without doing so."""
-        for name in self.files.names(self.folder):
-            if name.startswith("clock.") and name != self._clock.name:
-                found = self.files.stat(self.folder / name)
-                if found is not None and now_ns - found.mtime_ns > 10 * self.stale_s * SECOND_NS:
-                    remove_file(self.files, self.folder / name)
+        """Remove clock files of ranks that ended without doing so; not all of very many, for each rank has one."""
+        names = [name for name in self.files.names(self.folder) if name.startswith("clock.")]
+        for name in some(names, SOME_CLOCKS):
+            found = self.files.stat(self.folder / name) if name != self._clock.name else None
+            if found is not None and now_ns - found.mtime_ns > 10 * self.stale_s * SECOND_NS:
+                remove_file(self.files, self.folder / name)
 
     def beat(self) -> None:
         """Touch every lease held."""

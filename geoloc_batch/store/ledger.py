@@ -26,12 +26,13 @@ from geoloc_batch.store.done import Done
 from geoloc_batch.store.execution import Execution, Held, Totals
 from geoloc_batch.store.files import FilePort, OsFiles
 from geoloc_batch.store.lease import Leases
-from geoloc_batch.store.marker import Marker, UnitCounts, read_marker
-from geoloc_batch.store.outcome import Outcomes
+from geoloc_batch.store.marker import UnitCounts, read_marker
+from geoloc_batch.store.outcome import Outcomes, notes_of
 from geoloc_batch.store.pin import config_hash, pin_config, prepare_folder, refuse_object_store
 from geoloc_batch.store.publish import JsonValue
 from geoloc_batch.store.retry import retried
-from geoloc_batch.store.schedule import Candidate, Schedule, judge
+from geoloc_batch.store.schedule import Candidate, Schedule, judge, looked_at
+from geoloc_batch.store.some import SOME_LOOKED_AT, SOME_STAGED, Looks, some
 
 __all__ = ["Execution", "Ledger", "Totals", "UnitCounts"]
 
@@ -73,6 +74,7 @@ class Ledger:
         self._turn = threading.Lock()
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
+        self._looks = Looks(self._files.monotonic)
         self._is_open = False
 
     def open(self, pinned: Mapping[str, JsonValue], *, adoptable: Collection[str] = ()) -> dict[str, JsonValue]:
@@ -98,7 +100,7 @@ class Ledger:
         self.units: Sequence[Unit] = ()
         """Those of this call, as they are pinned; of a retry all that are planned."""
         self._is_open = True
-        self._commits.sweep(self._leases)
+        self._commits.sweep(self._leases, (SOME_STAGED, self._max_executions))
         return config
 
     def adopt_plan(self, units: Sequence[Unit]) -> list[Unit]:
@@ -145,7 +147,7 @@ class Ledger:
         self._done = Done(self._files, self.out)
         self._done.retries = found.retries
         self._outcomes = self._outcomes_of({unit.index: unit.source for unit in found.planned}, forced)
-        self._schedule = Schedule(found.units)
+        self._schedule = Schedule(found.units, self._done)
         self.warnings = found.warnings
         return found.units
 
@@ -166,27 +168,30 @@ class Ledger:
             blamed for it. So "wait" is also the answer while such a unit is in hand.
         """
         with self._turn:
-            if any(held.is_suspect for held in self._hands()):
+            if any(held.is_suspect for held in self._hands()) or not self._looks.begin():
                 return "wait"
-            while (unit := self._schedule.next_fresh()) is not None:
-                if not self._done.look(unit.index):
-                    execution = self._take(unit, 1, is_suspect=False)
-                    if execution is not None:
-                        return execution
-            return self._acquire_left_over()
+            found = self._acquire_fresh() or self._acquire_left_over()
+            self._looks.end(in_vain=found == "wait")
+            return found
+
+    def _acquire_fresh(self) -> Execution | Literal["wait"] | None:
+        """From the units that this rank has not tried; None where all were."""
+        while self._schedule.has_fresh and not self._looks.is_long():
+            unit = self._schedule.next_fresh()
+            is_free = unit is not None and not self._done.look(unit.index)
+            if unit and is_free and (execution := self._take(unit, 1, is_suspect=False)) is not None:
+                self._schedule.hit()
+                return execution
+        return "wait" if self._schedule.has_fresh else None
 
     def _acquire_left_over(self) -> Execution | Literal["wait"] | None:
-        """From the units that others have, or had."""
-        self._done.look_all(unit.index for unit in self._schedule.left_over(self._done))
+        """From the units that others have, or had; where these are many, from some of them, others each time."""
+        self._done.look_all(unit.index for unit in some(self._schedule.left_over(self._done), SOME_LOOKED_AT))
         left = self._schedule.left_over(self._done)
         if left:
             now_ns = self._leases.server_now_ns()
-            everything = self._leases.all()
-            found = {unit.index: everything.get(self._done.goal(unit.index), []) for unit in left}
-            is_live = {lease.path: self._leases.is_live(lease, now_ns) for leases in found.values() for lease in leases}
-            for candidate in judge(left, found, is_live, self._max_executions):
-                execution = self._take_candidate(candidate, now_ns)
-                if execution is not None:
+            for candidate in judge(*looked_at(left, self._done.goal, self._leases, now_ns, self._max_executions)):
+                if (execution := self._take_candidate(candidate, now_ns)) is not None:
                     return execution
         if self._hands() or any(unit.index not in self._done for unit in left):
             return "wait"
@@ -201,7 +206,9 @@ class Ledger:
             self._done.look(goal.unit)
             return None
         if candidate.why == "unleased":
-            return self._take(candidate.unit, candidate.slot, is_suspect=False)
+            # It may have been done, and its lease given back, between our two looks.
+            is_done = self._done.look(candidate.unit.index)
+            return None if is_done else self._take(candidate.unit, candidate.slot, is_suspect=False)
         if self._hands():
             return None
         if candidate.why == "slow":
@@ -262,18 +269,11 @@ class Ledger:
         else:
             self._commits.move_in(marker)
             self._done.add(marker)
-            self._note(marker, counts)
+            self.kept += [marker.unit] * marker.kept
+            self.notes += notes_of(marker, counts)
             self._schedule.learn(unit, marker.seconds)
         self._let_go(execution)
         return marker is not None
-
-    def _note(self, marker: Marker, counts: UnitCounts) -> None:
-        name = f"unit {marker.unit} ({marker.source})"
-        if marker.kept:
-            self.kept.append(marker.unit)
-            why = "" if counts.unit_error is None else f" ({counts.unit_error.message})"
-            self.notes.append(f"{name}: its retry gave nothing better{why}; what stood stays")
-        self.notes += [f"{name}: {warning}" for warning in marker.counts.warnings if warning not in counts.warnings]
 
     def is_lost(self, execution: Execution) -> bool:
         """Whether another execution of the unit has won. To be asked when writing to the staging folder fails."""

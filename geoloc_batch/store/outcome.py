@@ -138,3 +138,12 @@ def keeping(before: Marker, token: str, staging: str, work: Work | None = None) 
     """The marker of a retry that gave nothing to replace what stands."""
     retry = before.retry + 1
     return dataclasses.replace(before, token=token, staging=staging, retry=retry, kept=True, obsolete=(), work=work)
+
+
+def notes_of(marker: Marker, counts: UnitCounts) -> list[str]:
+    """What a user should know of a retry that gave these counts, and of which this marker came."""
+    name, notes = f"unit {marker.unit} ({marker.source})", []
+    if marker.kept:
+        why = "" if counts.unit_error is None else f" ({counts.unit_error.message})"
+        notes.append(f"{name}: its retry gave nothing better{why}; what stood stays")
+    return notes + [f"{name}: {warning}" for warning in marker.counts.warnings if warning not in counts.warnings]

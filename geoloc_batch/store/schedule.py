@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
+import random
+from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import fmean, median
 from typing import Literal
 
 from geoloc_batch.records import Unit
-from geoloc_batch.store.lease import SECOND_NS, Lease
+from geoloc_batch.store.done import Done
+from geoloc_batch.store.goal import THOUSAND, Goal
+from geoloc_batch.store.lease import SECOND_NS, Lease, Leases
 from geoloc_batch.store.marker import Marker
+from geoloc_batch.store.some import SOME_JUDGED, some
 
 SLOW_FACTOR = 3.0
 MAX_PACES = 64
+MAX_MISSES, MANY_MISSES = 4, 64
 
 Why = Literal["unleased", "quarantine", "left by the dead", "slow"]
 
@@ -31,36 +36,97 @@ class Candidate:
     """When its live lease was taken."""
 
 
-class Schedule:
-    """The units of one rank's plan: fresh ones in a queue, then those that were found taken."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In which order units are begun: the same for all ranks, but for what each of them shuffles."""
 
-    def __init__(self, units: Sequence[Unit], done: Container[int] = ()) -> None:
-        self.units = list(units)
+    units: Sequence[Unit]
+    usual_bytes: float
+    """For a source of unknown size, which is taken for a middling one."""
+    groups: Sequence[Sequence[Unit]]
+    """Units that are tried one after another, largest first: all of them, or those of a folder of markers."""
+    is_long: bool
+    """More units than one folder has markers: each rank comes to the folders in an order of its own."""
+
+    @staticmethod
+    def of(units: Sequence[Unit], done: Container[int] = ()) -> Order:
+        """The order of units, without those that are done.
+
+        All ranks along one list would ask for each unit that another has, 10,000 ranks and 1,000,000 units 10^10 times.
+        By folders of markers each can begin elsewhere, and see in one listing what is done where it comes to.
+        """
         known = [unit.num_bytes for unit in units if unit.num_bytes > 0]
-        # A source of unknown size is taken for a middling one.
-        self._usual_bytes = max(mean(known), 1.0) if known else 1.0
+        usual_bytes = max(fmean(known), 1.0) if known else 1.0
         fresh = [unit for unit in units if unit.index not in done]
         # Of locations, which were cut alike, a reader knows what comes next.
         is_even = all(unit.kind == "locations" for unit in fresh)
-        self._fresh = deque(fresh if is_even else self._largest_first(fresh))
+        is_long = len(fresh) > THOUSAND
+        ordered = fresh if is_even else largest_first(fresh, usual_bytes)
+        if not is_long:
+            return Order(units, usual_bytes, [ordered], is_long)
+        groups: dict[int, list[Unit]] = defaultdict(list)
+        for unit in ordered:
+            groups[unit.index // THOUSAND].append(unit)
+        return Order(units, usual_bytes, list(groups.values()), is_long)
+
+
+def largest_first(units: Iterable[Unit], usual_bytes: float) -> list[Unit]:
+    """By size, the usual one where it is not known."""
+    return sorted(units, key=lambda unit: (-(unit.num_bytes or usual_bytes), unit.index))
+
+
+class Schedule:
+    """The units of one rank's plan: fresh ones, group by group, then those that were found taken."""
+
+    def __init__(self, units: Sequence[Unit], done: Done | None = None, *, order: Order | None = None) -> None:
+        """Of units that are not done; `order` is theirs, where it is known already."""
+        self._done: Done | Container[int] = () if done is None else done
+        self.order = order or Order.of(units, self._done)
+        self._groups = deque(random.sample(self.order.groups, len(self.order.groups)))
+        self._fresh: deque[Unit] = deque()
+        self._num_misses = 0
         self._taken: dict[int, Unit] = {}
         self._paces: deque[float] = deque(maxlen=MAX_PACES)
 
     def num_bytes(self, unit: Unit) -> float:
         """Size of a unit, the usual one where it is not known."""
-        return float(unit.num_bytes) or self._usual_bytes
+        return float(unit.num_bytes) or self.order.usual_bytes
 
-    def _largest_first(self, units: Iterable[Unit]) -> list[Unit]:
-        return sorted(units, key=lambda unit: (-self.num_bytes(unit), unit.index))
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there may be units that this rank has not tried."""
+        return bool(self._fresh or self._groups)
 
     def next_fresh(self) -> Unit | None:
-        """The next unit that this rank has not tried, None at the end. It counts as taken until it is done."""
-        try:
-            unit = self._fresh.popleft()
-        except IndexError:
+        """The next unit that this rank has not tried. It counts as taken until it is done.
+
+        None where the group that it came to had none: ask again while `has_fresh`.
+        """
+        if not self._fresh and self._groups:
+            self._num_misses = 0
+            self._fresh = self._not_done(self._groups.popleft())
+        elif self.order.is_long and self._num_misses and self._num_misses % MAX_MISSES == 0:
+            # Others are at work along here: further on, the further the more they are.
+            if self._num_misses % MANY_MISSES == 0:
+                self._fresh = self._not_done(self._fresh)
+            self._fresh.rotate(-random.randrange(4 * self._num_misses))
+        if not self._fresh:
             return None
+        self._num_misses += 1
+        unit = self._fresh.popleft()
         self._taken[unit.index] = unit
         return unit
+
+    def _not_done(self, units: Sequence[Unit]) -> deque[Unit]:
+        if self.order.is_long and isinstance(self._done, Done):
+            self._done.look_all(unit.index for unit in units)
+        return deque(unit for unit in units if unit.index not in self._done)
+
+    def hit(self) -> None:
+        """The last unit could be taken. By the time that it is done, others will be that much further, too."""
+        if self.order.is_long and self._num_misses > 1:
+            self._fresh.rotate(-random.randrange(2 * self._num_misses))
+        self._num_misses = 0
 
     def put_back(self, unit: Unit) -> None:
         """A unit that was given back comes next."""
@@ -69,7 +135,7 @@ class Schedule:
     def left_over(self, done: Container[int]) -> list[Unit]:
         """Units tried and not done, largest first."""
         self._taken = {index: unit for index, unit in self._taken.items() if index not in done}
-        return self._largest_first(self._taken.values())
+        return largest_first(self._taken.values(), self.order.usual_bytes)
 
     def learn(self, unit: Unit, seconds: float) -> None:
         """Note how long a unit took."""
@@ -77,7 +143,7 @@ class Schedule:
 
     def learn_from_others(self, marker_of: Callable[[int], Marker | None]) -> None:
         """Where this rank has seen little itself, take the times from markers."""
-        for unit in self.units:
+        for unit in self.order.units:
             if len(self._paces) >= MAX_PACES // 2:
                 return
             marker = marker_of(unit.index)
@@ -90,6 +156,20 @@ class Schedule:
             return False
         usual_s = median(self._paces) * self.num_bytes(candidate.unit)
         return (now_ns - candidate.taken_ns) / SECOND_NS > max(SLOW_FACTOR * usual_s, least_s)
+
+
+def looked_at(
+    left: Sequence[Unit], goal: Callable[[int], Goal], leases: Leases, now_ns: int, max_executions: int
+) -> tuple[Sequence[Unit], Mapping[int, Sequence[Lease]], Mapping[Path, bool], int]:
+    """For `judge`: units that are not done, or some of them where they are many, their leases, and which are live."""
+    asked = some(left, SOME_JUDGED)
+    if len(asked) < len(left):
+        everything = leases.of((goal(unit.index) for unit in asked), max_executions)
+    else:
+        everything = leases.all()
+    found = {unit.index: everything.get(goal(unit.index), []) for unit in asked}
+    is_live = {lease.path: leases.is_live(lease, now_ns) for of_unit in found.values() for lease in of_unit}
+    return asked, found, is_live, max_executions
 
 
 def judge(

@@ -1,0 +1,74 @@
+"""Plans of more units than one folder has markers, and more ranks than each of them can look at."""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ledger_ranks import run_scenario
+from ledger_scenarios import make_retry_duel, make_scenario
+from store_samples import make_units
+
+from geoloc_batch.store import ledger, schedule
+from geoloc_batch.store.schedule import Schedule
+from geoloc_batch.store.some import some
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two units are a long plan, and of what others have one is looked at, not all."""
+    monkeypatch.setattr(schedule, "THOUSAND", 2)
+    monkeypatch.setattr(schedule, "SOME_JUDGED", 1)
+    monkeypatch.setattr(ledger, "SOME_LOOKED_AT", 1)
+    monkeypatch.setattr(ledger, "SOME_STAGED", 1)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 40), st.randoms(use_true_random=False), st.floats(0, 1), st.floats(0, 1))
+def test_a_rank_comes_to_every_unit_that_is_not_done_once(
+    crowded: None, num_units: int, random: Random, done_share: float, hit_share: float
+) -> None:
+    units = make_units(num_units)
+    done = {unit.index for unit in units if random.random() < done_share}
+    order = schedule.Order.of(units, done)
+    plan = Schedule([], order=order)
+    found = []
+    while plan.has_fresh:
+        unit = plan.next_fresh()
+        if unit is not None:
+            found.append(unit.index)
+            if random.random() < hit_share:
+                plan.hit()
+    assert order.is_long == (num_units - len(done) > 2)
+    assert sorted(found) == [unit.index for unit in units if unit.index not in done]
+    assert [unit.index for unit in plan.left_over(set(found))] == []
+    assert plan.next_fresh() is None
+
+
+def test_ranks_come_to_the_folders_of_a_long_plan_in_different_orders() -> None:
+    units = make_units(5000)
+    order = schedule.Order.of(units)
+    firsts = set()
+    for _ in range(20):
+        first = Schedule([], order=order).next_fresh()
+        assert first is not None
+        group = [unit for unit in units if unit.index // 1000 == first.index // 1000]
+        assert first.num_bytes == max(unit.num_bytes for unit in group)
+        firsts.add(first.index // 1000)
+    assert len(firsts) > 1
+
+
+def test_faults_and_interleavings_lose_and_double_nothing_of_a_long_plan(crowded: None) -> None:
+    for seed in range(25):
+        run_scenario(make_scenario(Random(seed)))
+        run_scenario(dataclasses.replace(make_retry_duel(Random(seed)), seed=seed))
+
+
+def test_some_are_all_in_order_or_so_many_different_ones() -> None:
+    assert some("abc", 3) == "abc"
+    for _ in range(20):
+        found = some(range(100), 3)
+        assert len(set(found)) == 3
