@@ -2,6 +2,7 @@
 
     python scripts/bench_ledger.py
     python scripts/bench_ledger.py --photos 2000 --repeats 1 --scratch /path/on/the/disk/to/measure
+    python scripts/bench_ledger.py --slurm --photos 8000 --repeats 1
 
 `embed` with the demo encoder on 640 x 640 JPEGs (16 distinct ones of 80 to 130 kB, repeated under other keys), in
 shards of 1,000 and of 100. Of each run the last line of OUT/_logs is read:
@@ -12,6 +13,11 @@ shards of 1,000 and of 100. Of each run the last line of OUT/_logs is read:
              the locate lane waits while the write lane is full (with tables, not with commits alone), and one commit,
              the mean one, for the last has nothing beside it. Also an upper bound.
 
+With --slurm the run is `sbatch --nodes=2 --ntasks-per-node=2 slurm/embed.sh` on a two-node SLURM of this machine: four
+ranks on one OUT. Each has its own log: seconds are summed over the ranks, from a rank's first look at the ledger to its
+end, so that a share is one of the ranks' time. Ranks that share two cores stretch one another's seconds, those on the
+ledger like the others.
+
 Lower is better: the bar is met at or below its floor. Medians over the repeats. The photos must all be there, and
 `verify` must agree, before anything counts.
 """
@@ -19,13 +25,16 @@ Lower is better: the bar is met at or below its floor. Medians over the repeats.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import statistics
 import sys
 import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,6 +42,7 @@ from report import Bar, bar, report
 
 from geoloc_batch import embed, verify
 
+REPO = Path(__file__).resolve().parents[1]
 NUM_DISTINCT, SIDE = 16, 640
 FLOOR = 0.01
 KINDS = ("work", "blocked")
@@ -44,16 +54,28 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scratch", help="where shards and results are written; the system's default otherwise")
+    parser.add_argument("--slurm", action="store_true", help="on two nodes with two ranks each; needs root and SLURM")
     options = parser.parse_args()
     sizes = [size for size in (1000, 100) if size <= options.photos]
     measured: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, contextlib.ExitStack() as running:
+        start = start_here
+        if options.slurm:
+            sys.path.insert(0, str(REPO / "tests" / "slurm"))
+            from cluster import Cluster, why_absent
+
+            if reason := why_absent():
+                print(f"not measured: {reason}", file=sys.stderr)
+                return report("ledger", [row for size in sizes for row in bars_of(size, [])], ("torch", "numpy"))
+            start = partial(start_ranks, running.enter_context(Cluster()))
         photos = make_photos()
         for size in sizes:
             make_shards(Path(scratch, f"shards{size}"), photos, options.photos, size)
         for repeat in range(options.repeats):
             for size in sizes:
-                found = run(Path(scratch, f"shards{size}"), Path(scratch, f"out{size}.{repeat}"), options.photos)
+                out = Path(scratch, f"out{size}.{repeat}")
+                start(Path(scratch, f"shards{size}"), out)
+                found = shares(out, options.photos)
                 print(f"shards of {size}: {json.dumps(found)}", file=sys.stderr)
                 measured[size].append(found)
     bars = [row for size in sizes for row in bars_of(size, measured[size])]
@@ -62,32 +84,52 @@ def main() -> int:
 
 def bars_of(size: int, found: list[dict[str, float]]) -> list[Bar]:
     """Both shares, with a floor at shards of 1,000; seconds a unit and speed to judge other machines by."""
-    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    names = (*KINDS, "work_per_unit_ms", "images_per_second")
+    middle = {name: round(statistics.median(one[name] for one in found), 5) if found else None for name in names}
     floor = FLOOR if size == 1000 else None
-    shares = [(f"ledger {kind} / run, shards of {size}", round(middle[kind], 5)) for kind in KINDS]
+    told = [(f"ledger {kind} / run, shards of {size}", middle[kind]) for kind in KINDS]
     return [
-        *(bar(name, value, "share of the run's time", floor, is_lower=True) for name, value in shares),
-        bar(f"work_per_unit_ms, shards of {size}", round(middle["work_per_unit_ms"], 3), "ms", is_lower=True),
-        bar(f"images_per_second, shards of {size}", round(middle["images_per_second"], 3), "images/s"),
+        *(bar(name, value, "share of the run's time", floor, is_lower=True) for name, value in told),
+        bar(f"work_per_unit_ms, shards of {size}", middle["work_per_unit_ms"], "ms", is_lower=True),
+        bar(f"images_per_second, shards of {size}", middle["images_per_second"], "images/s"),
     ]
 
 
-def run(shards: Path, out: Path, num_photos: int) -> dict[str, float]:
-    """Embed, check, and take the figures from the run's log."""
-    summary = embed(str(shards), out=str(out), encoder="demo")
+def start_here(shards: Path, out: Path) -> None:
+    """Embed in this process."""
+    embed(str(shards), out=str(out), encoder="demo")
+
+
+def start_ranks(cluster: Any, shards: Path, out: Path) -> None:
+    """Embed in four ranks of a job."""
+    words = ["--nodes=2", "--ntasks-per-node=2", "--time=30", "--wait", f"--output={out}.log"]
+    environment = {"GEOLOC": f"{sys.executable} -m geoloc_batch", "PYTHONPATH": f"{REPO}:{REPO / 'kernels'}"}
+    arguments = [shards, "--encoder", "demo", "--out", out]
+    cluster.run("sbatch", *words, REPO / "slurm" / "embed.sh", *arguments, seconds=1800, **environment)
+
+
+def shares(out: Path, num_photos: int) -> dict[str, float]:
+    """Check, and take the figures from the logs of all ranks."""
     found = verify(out)
-    assert summary.rows == found.rows == num_photos, f"{found.rows} rows for {num_photos} photos"
+    assert found.rows == num_photos, f"{found.rows} rows for {num_photos} photos"
     assert found.ok, found.problems
-    (log,) = (out / "_logs").glob("*.jsonl")
-    last = json.loads(log.read_text().splitlines()[-1])
-    busy, seconds = last["busy_s"], last["seconds"]
-    work_s = busy["ledger"] + busy["commit"]
-    blocked_s = busy["ledger"] + busy.get("wait for write", 0.0) + busy["commit"] / summary.units
+    work_s = blocked_s = seconds = 0.0
+    per_rank = []
+    for log in sorted((out / "_logs").glob("*.jsonl")):
+        last = json.loads(log.read_text().splitlines()[-1])
+        busy, commit_s = last["busy_s"], last["busy_s"].get("commit", 0.0)
+        rank_s = busy["ledger"] + busy.get("wait for write", 0.0) + commit_s / max(1, last["units"])
+        work_s += busy["ledger"] + commit_s
+        blocked_s += rank_s
+        seconds += last["seconds"]
+        per_rank.append(rank_s / last["seconds"])
     return {
         "work": work_s / seconds,
         "blocked": blocked_s / seconds,
-        "work_per_unit_ms": 1000 * work_s / summary.units,
-        "images_per_second": summary.rows / seconds,
+        "blocked_least": min(per_rank),
+        "blocked_most": max(per_rank),
+        "work_per_unit_ms": 1000 * work_s / found.units,
+        "images_per_second": num_photos / seconds * len(per_rank),
     }
 
 

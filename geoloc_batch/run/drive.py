@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS
+from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_WITH_ERRORS, GeolocError
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.records import Unit
 from geoloc_batch.run.config import RunConfig, Summary
@@ -25,6 +28,25 @@ log = logging.getLogger("geoloc_batch")
 
 Adopt = Callable[[Ledger], Sequence[Unit]]
 """Takes up the units that a run works on: those of a plan, or those to be retried."""
+
+
+@contextlib.contextmanager
+def explained_full_disk(out: Path) -> Iterator[None]:
+    """Say, of an output folder whose disk fills up inside, what can be done.
+
+    Raises:
+        GeolocError: it did. What the writers raise names no file, and no remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full or (error.filename is not None and out not in Path(str(error.filename)).parents):
+            raise
+        raise GeolocError(
+            f"--out {out} cannot be written on: {os.strerror(error.errno or 0)}; free some space there, then run the "
+            "same command again: what is committed stays, and it goes on from there"
+        ) from error
 
 
 def drive(

@@ -13,7 +13,7 @@ from geoloc_batch.errors import EXIT_INCOMPLETE, OutputError
 from geoloc_batch.records import Unit
 from geoloc_batch.run.command import record_command
 from geoloc_batch.run.config import PredictConfig, Summary
-from geoloc_batch.run.drive import Adopt, drive
+from geoloc_batch.run.drive import Adopt, drive, explained_full_disk
 from geoloc_batch.run.location_source import LocationSource
 from geoloc_batch.run.parts import locators_of, outputs_of, pinned_of
 from geoloc_batch.run.sources import FeatureSource, Origin, StoredSource, origin_of
@@ -69,7 +69,8 @@ def predict_stored(config: PredictConfig, stop: StopSignal, adopt: Adopt | None 
         source = LocationSource(locations)
         pinned["locations"] = {"count": len(locations), "sha256": locations.sha256}
         _refuse_changed(Path(config.out), folder, locations, pinned["locations"])
-    with closing(Ledger(config.out, beat_s=config.run.heartbeat_s, worker=worker.name)) as ledger:
+    ledger = Ledger(config.out, beat_s=config.run.heartbeat_s, worker=worker.name)
+    with explained_full_disk(ledger.out), closing(ledger):
         ledger.open(pinned)
         if adopt is None:
             record_command(ledger.out, config)

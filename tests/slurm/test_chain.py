@@ -12,6 +12,8 @@ from slurm.jobs import FLAGS, Submit, World
 pytestmark = pytest.mark.slurm
 
 
+# One rank after the other: a job beside it that is killed again and again has the time.
+@pytest.mark.usefixtures("ten_kills")
 def test_a_chain_of_jobs_runs_to_its_scores_and_training_survives_a_requeue(
     submit: Submit, cluster: Cluster, world: World, tmp_path: Path
 ) -> None:

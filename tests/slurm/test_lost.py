@@ -2,82 +2,63 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import signal
-from pathlib import Path
 
 import pytest
 from slurm.cluster import Cluster
-from slurm.jobs import FLAGS, Submit, World, num_done, num_leased, same_results
+from slurm.jobs import Begin, num_done, workers
 
 from geoloc_batch.cli import main
 
 pytestmark = pytest.mark.slurm
 
 
-def test_the_first_rank_is_killed_and_the_other_does_all_units(submit: Submit, world: World, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    shards = world.gated(gate, world.shards[:12])
-    job = submit("embed.sh", *shards, *FLAGS, "--out", tmp_path / "out")
-    job.wait_for(lambda: num_leased(tmp_path / "out") >= 2 and len(job.ranks()) == 2, "two ranks at work")
-    os.kill(job.ranks()[0], signal.SIGKILL)
-    job.wait_for(lambda: len(job.ranks()) == 1, "a rank lost")
-    gate.touch()
-    assert job.end() == 0, job.text()
-    assert "exit code 0, though ranks ended with up to 137" in job.text()
-    assert job.restarts() == 0
-    assert main(["embed", *shards, *FLAGS, "--out", str(tmp_path / "whole")]) == 0
-    same_results(tmp_path / "out", tmp_path / "whole")
-
-
-def test_a_node_goes_down_and_the_other_does_all_units(
-    submit: Submit, cluster: Cluster, world: World, tmp_path: Path
+def test_the_first_rank_is_killed_the_others_do_all_units_and_status_tells(
+    begin: Begin, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gate = tmp_path / "gate"
-    shards = world.gated(gate, world.shards[:12])
-    job = submit("embed.sh", *shards, *FLAGS, "--out", tmp_path / "out")
-    job.wait_for(lambda: num_leased(tmp_path / "out") >= 2 and len(job.ranks()) == 2, "two ranks at work")
+    run = begin("--nodes=2 --ntasks-per-node=2")
+    run.until_held_by(4)
+    (lost,) = (name for name in workers(run.out) if name.endswith("-r0"))
+    os.kill(run.job.ranks()[0], signal.SIGKILL)
+    run.job.wait_for(lambda: sorted(run.job.ranks()) == [1, 2, 3], "a rank lost")
+    assert main(["status", str(run.out), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert {rank["name"] for rank in seen["ranks"] if rank["state"] == "working"} == workers(run.out) - {lost}
+    ((silent, held),) = ((rank["name"], rank["holds"]) for rank in seen["ranks"] if rank["state"] == "silent")
+    assert silent == lost
+    # What the lost one held waits for somebody else.
+    num_held = len(list((run.out / "_leases").glob("0*"))) - len(held)
+    assert (seen["state"], seen["units"], seen["silent"], seen["running"]) == ("running", 12, 1, num_held)
+    assert seen["done"] == num_done(run.out) == 12 - num_held - seen["waiting"]
+    run.ends_whole()
+    assert "exit code 0, though ranks ended with up to 137" in run.job.text()
+    assert run.job.restarts() == 0
+    capsys.readouterr()
+    assert main(["status", str(run.out), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["state"], seen["done"], seen["waiting"], seen["silent"]) == ("complete", 12, 0, 0)
+    assert (
+        seen["samples"] == sum(rank["samples"] for rank in seen["ranks"]) == sum(1 + index % 7 for index in range(12))
+    )
+
+
+def test_a_node_goes_down_and_the_other_does_all_units(begin: Begin, cluster: Cluster) -> None:
+    run = begin("--nodes=2")
+    run.until_held_by(2)
     with cluster.down("n2"):
-        job.wait_for(lambda: cluster.fields(job.name)["NodeList"] == "n1", "a node lost")
-        gate.touch()
-        assert job.end() == 0, job.text()
-    assert job.restarts() == 0
-    assert main(["embed", *shards, *FLAGS, "--out", str(tmp_path / "whole")]) == 0
-    same_results(tmp_path / "out", tmp_path / "whole")
+        run.job.wait_for(lambda: cluster.fields(run.job.name)["NodeList"] == "n1", "a node lost")
+        run.ends_whole()
+    assert run.job.restarts() == 0
 
 
-def test_the_first_node_goes_down_and_the_job_starts_again_on_the_other(
-    submit: Submit, cluster: Cluster, world: World, tmp_path: Path
-) -> None:
-    gate = tmp_path / "gate"
-    shards = [*world.piped(world.shards[:6]), *world.gated(gate, world.shards[6:10])]
-    job = submit("embed.sh", *shards, *FLAGS, "--out", tmp_path / "out", options="--nodes=1")
-    job.wait_for(lambda: num_done(tmp_path / "out") >= 3, "some units")
-    node = cluster.fields(job.name)["NodeList"]
+def test_the_first_node_goes_down_and_the_job_starts_again_on_the_other(begin: Begin, cluster: Cluster) -> None:
+    run = begin("--nodes=1")
+    run.until_some()
+    node = cluster.fields(run.job.name)["NodeList"]
     with cluster.down(node):
-        gate.touch()
-        job.wait_for(lambda: job.restarts() == 1, "started again")
-        assert job.end() == 0, job.text()
-    assert cluster.fields(job.name)["NodeList"] != node
-    assert main(["embed", *shards, *FLAGS, "--out", str(tmp_path / "whole")]) == 0
-    same_results(tmp_path / "out", tmp_path / "whole")
-
-
-def test_a_job_killed_ten_times_at_random_moments_loses_nothing(submit: Submit, world: World, tmp_path: Path) -> None:
-    shards = world.piped(world.shards, "sleep 0.2")
-    arguments = [*shards, *FLAGS, "--out", tmp_path / "out"]
-    dice = random.Random(9)
-    kills = []
-    job = submit("embed.sh", *arguments, options="--nodes=1")
-    for _ in range(10):
-        # From before its first breath to well into the work.
-        end = num_done(tmp_path / "out") + dice.choice([-1, 0, 0, 1, 2])
-        job.wait_for(lambda end=end: num_done(tmp_path / "out") > end, "some units")
-        job.cluster.run("scancel", "--full", "--signal=KILL", job.name)
-        kills.append(num_done(tmp_path / "out"))
-        job = submit("embed.sh", *arguments, options="--nodes=1")
-    assert job.end() == 0, f"{kills}\n{job.text()}"
-    whole = tmp_path / "whole"
-    assert main(["embed", *shards, *FLAGS, "--out", str(whole)]) == 0
-    same_results(tmp_path / "out", whole)
+        run.go_on()
+        run.job.wait_for(lambda: run.job.restarts() == 1, "started again")
+        run.ends_whole()
+    assert cluster.fields(run.job.name)["NodeList"] != node
