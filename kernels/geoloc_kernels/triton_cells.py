@@ -37,7 +37,7 @@ def pack_cells(num_cells: int, bias_C: Tensor | None, xyz_C3: Tensor | None, id_
 
     Args:
         num_cells: C.
-        bias_C: [C], finite; None: 0.
+        bias_C: [C]; None: 0.
         xyz_C3: [C, 3] unit vectors; None: 0.
         id_C: [C] integers from 0 to 2^31 - 64, all different, by which equals are ordered; None: 0 to C - 1.
     """
@@ -47,7 +47,8 @@ def pack_cells(num_cells: int, bias_C: Tensor | None, xyz_C3: Tensor | None, id_
     table_4P = torch.zeros(4, num_padded, device=device)
     table_4P[0, num_cells:] = float("-inf")
     if bias_C is not None:
-        table_4P[0, :num_cells] = bias_C
+        # A bias that is no number spoils every row; the kernels see it best as a logit beyond all others.
+        table_4P[0, :num_cells] = bias_C.where(bias_C.isfinite(), torch.inf)
     if xyz_C3 is not None:
         table_4P[1:, :num_cells] = xyz_C3.T
     if id_C is None:

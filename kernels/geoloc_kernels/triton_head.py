@@ -131,7 +131,7 @@ def fused_topk(
         feature_BD: [B, D] bfloat16, float16 or float32.
         rstd_B: [B] float32, a scale for each row.
         weight_CD: [C, D], the features' dtype; copied at each call unless its rows are whole multiples of 16 bytes.
-        bias_C: [C] float32, finite; None: 0.
+        bias_C: [C] float32; None: 0. Where one is no number, no row has an answer.
         xyz_C3: [C, 3] float32 unit vectors; None: the k best alone, without soft-max, for a bank of embeddings.
         k: from 1 to MAX_K; C are kept where there are fewer.
         inv_temperature: 1 / temperature.

@@ -258,6 +258,16 @@ def test_a_bias_that_makes_a_logit_overflow_gives_no_cell(kernel: Kernel) -> Non
     assert all(part[1].isnan().all() for part in (logit, *rest))
 
 
+@KERNELS
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_bias_that_is_no_number_leaves_no_row_an_answer(kernel: Kernel, value: float) -> None:
+    feature, scale, weight, bias, xyz = head(3, 50, 8)
+    bias[31] = value
+    ids, logit, *rest = kernel(feature, scale, weight, bias, xyz, 3, 1.0, tiles=TILES)
+    assert (ids == -1).all()
+    assert all(part.isnan().all() for part in (logit, *rest))
+
+
 @pytest.mark.parametrize("num_features", [1, 24, 513])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_scale_of_rows_is_that_of_layer_norm(num_features: int, dtype: torch.dtype) -> None:

@@ -204,12 +204,6 @@ def test_what_does_not_fit_together_is_refused(change: dict[str, Any], words: st
         head_topk(**(given | change))
 
 
-def test_a_head_with_a_bias_that_is_no_number_is_refused() -> None:
-    bias = torch.tensor([0.0, 1.0, -torch.inf])
-    with pytest.raises(ValueError, match="that of cell 2 is -inf"):
-        prepare_head(torch.zeros(3, 4), bias, torch.zeros(3, 3))
-
-
 def test_ids_and_cells_that_belong_to_another_head_are_refused() -> None:
     feature, weight, bias, xyz = torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, 3)
     with pytest.raises(ValueError, match="id_C is on meta"):
