@@ -51,6 +51,10 @@ class Locator(Protocol):
         """Places of B >= 0 rows of raw (not normalised), finite features; a row's answer depends on that row alone."""
         ...
 
+    def located(self, features_BD: torch.Tensor) -> Located:
+        """The same of float32 rows on its device that are known to be finite: nothing is waited for but the answer."""
+        ...
+
     def locate_views(self, features_VD: torch.Tensor, offset_L1: Int64s) -> LocatedViews:
         """Places of L locations, the views of location i being rows offset[i] to offset[i + 1] of raw features."""
         ...

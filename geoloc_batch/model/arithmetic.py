@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from geoloc_batch.errors import ConfigError
+from geoloc_batch.model.fp8 import try_product
 
 # Of the matrices; fp8 keeps in bf16 what it does not quantise.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -60,6 +61,14 @@ def _check_fp8(device: torch.device) -> None:
         raise ConfigError(
             f"--precision fp8 needs CUDA capability {needed}, {name} has {found[0]}.{found[1]}; pass bf16, or auto"
         )
+    try:
+        try_product(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--precision fp8 does not run on {torch.cuda.get_device_name(device)} with torch {torch.__version__} "
+            f"({str(error).splitlines()[0]}); pass bf16, or auto, or use a torch that has 8-bit products scaled by "
+            f"rows for capability {found[0]}.{found[1]}"
+        ) from error
 
 
 def fix_summation_order() -> None:

@@ -1,23 +1,21 @@
 """A folder of compiled graphs, kept between processes and shared by ranks: one compiles, the others wait for it.
 
 torch's compiler keeps what it made in a folder and looks there first; here that folder is chosen, one to each kind of
-graph, and ranks are kept from making the same one at once. Whoever compiles holds a lock of the operating system on
-it, which falls when its process dies. A folder in which a graph was finished carries a mark, and nobody waits there
-any more.
+graph, and ranks are kept from making the same one at once, as turn.py has it. A folder in which a graph was finished
+carries a mark, and nobody waits there any more.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import json
 import logging
 import os
 import platform
+import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,13 +23,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from geoloc_batch.model.turn import never, open_lock, turn
+
 log = logging.getLogger("geoloc_batch")
 
 OFF = "off"
 WAIT_S = 600.0
-_POLL_S = 0.2
 _TRIAL_BYTES = 4 << 20
 _LOCK, _FINISHED = "compiling.lock", "finished.json"
+_PACKAGE = __name__.partition(".")[0]
 
 
 def cache_root(given: str) -> Path | None:
@@ -48,7 +48,9 @@ def cache_root(given: str) -> Path | None:
     return Path(caches).absolute() / "geoloc_batch" / "compile"
 
 
-def graph_facts(tower: nn.Module, *, batch_size: int, precision: str, device: torch.device) -> dict[str, str]:
+def graph_facts(
+    tower: nn.Module, *, batch_size: int, precision: str, sdpa: str, compile_mode: str, device: torch.device
+) -> dict[str, str]:
     """What a compiled graph depends on. Where all of it is equal, a process finds what another one compiled."""
     shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tower.state_dict().items()]
     settings = [
@@ -59,8 +61,10 @@ def graph_facts(tower: nn.Module, *, batch_size: int, precision: str, device: to
         )
         for name, module in tower.named_modules()
     ]
-    # Edited code makes another graph.
-    code = f"{shapes}{settings}{inspect.getsource(inspect.getmodule(type(tower)) or type(tower))}"
+    # Edited code makes another graph: of every file that has a part of the tower.
+    ours = {type(module).__module__ for module in tower.modules()}
+    sources = [inspect.getsource(sys.modules[name]) for name in sorted(ours) if name.partition(".")[0] == _PACKAGE]
+    code = f"{shapes}{settings}{sources}"
     try:
         triton = version("triton")
     except PackageNotFoundError:
@@ -72,6 +76,8 @@ def graph_facts(tower: nn.Module, *, batch_size: int, precision: str, device: to
         "architecture": hashlib.sha256(code.encode()).hexdigest()[:16],
         "batch_size": str(batch_size),
         "precision": precision,
+        "sdpa": sdpa,
+        "compile_mode": compile_mode,
     }
 
 
@@ -94,18 +100,31 @@ def is_finished(folder: Path) -> bool:
 
 
 @contextmanager
-def compiling(folder: Path, facts: Mapping[str, str], *, wait_s: float = WAIT_S) -> Iterator[None]:
+def compiling(
+    folder: Path, facts: Mapping[str, str], *, wait_s: float = WAIT_S, is_stopped: Callable[[], bool] = never
+) -> Iterator[None]:
     """The first call of a compiled module belongs inside: it starts from the folder, or fills it.
 
     Args:
         folder: see graph_folder; made where it is absent. One that cannot be written is warned of, and left alone.
         facts: written into it, for people.
         wait_s: seconds to wait for another process that compiles the same; then this one compiles too.
+        is_stopped: asked while it waits.
+
+    Raises:
+        StopRequested: a stop was asked for while it waited.
     """
     if not _is_usable(folder):
         yield
         return
-    with _turn(folder, wait_s), _inductor_cache(folder):
+    waiting = turn(
+        folder / _LOCK,
+        lambda: is_finished(folder),
+        work=f"compiling in {folder}",
+        wait_s=wait_s,
+        is_stopped=is_stopped,
+    )
+    with waiting, _inductor_cache(folder):
         yield
         _mark(folder, facts)
 
@@ -119,7 +138,7 @@ def _is_usable(folder: Path) -> bool:
             trial.flush()
             os.fsync(trial.fileno())
         # Made by another user, it may be there and closed to us.
-        os.close(_open_lock(folder))
+        os.close(open_lock(folder / _LOCK))
     except OSError as error:
         log.warning(
             "--compile-cache %s cannot be used (%s): this process compiles for itself; name a folder that can be "
@@ -132,55 +151,13 @@ def _is_usable(folder: Path) -> bool:
 
 
 @contextmanager
-def _turn(folder: Path, wait_s: float) -> Iterator[None]:
-    """Nobody else compiles inside, unless the graph is finished, locks are missing or the wait was too long."""
-    if is_finished(folder):
-        yield
-        return
-    descriptor = _open_lock(folder)
-    try:
-        started, is_told = time.monotonic(), False
-        while not _locked(descriptor, folder):
-            if is_finished(folder):
-                break
-            if time.monotonic() - started > wait_s:
-                log.warning("another process has been compiling in %s for %.0f s: not waiting longer", folder, wait_s)
-                break
-            if not is_told:
-                log.info("waiting for another process that compiles the same encoder in %s", folder)
-                is_told = True
-            time.sleep(_POLL_S)
-        yield
-    finally:
-        # Gives the lock back, as the end of the process does, whatever ends it.
-        os.close(descriptor)
-
-
-def _open_lock(folder: Path) -> int:
-    return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _locked(descriptor: int, folder: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        log.info("%s has no locks (%s): every process compiles for itself", folder, error.strerror)
-    return True
-
-
-@contextmanager
 def _inductor_cache(folder: Path) -> Iterator[None]:
     """Lead torch's compiler and Triton to a folder; they look at the environment whenever they compile."""
-    import torch._inductor.config as inductor
-
     wanted = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        with inductor.patch(fx_graph_cache=True):
-            yield
+        yield
     finally:
         for name, value in before.items():
             if value is None:

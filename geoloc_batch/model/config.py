@@ -29,6 +29,13 @@ class EncoderConfig:
     on CUDA, and 32 on a CPU; the first process of a run decides for all."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA and off on a CPU."""
+    compile_mode: Literal["auto", "default", "max-autotune-no-cudagraphs"] = "auto"
+    """Which of torch.compile's modes. auto is what `geoloc warmup` found to be the fastest on this device, kept in the
+    compile cache; without that, and on a CPU, default."""
+    sdpa: Literal["auto", "default", "flash", "efficient", "cudnn", "math"] = "auto"
+    """Which of torch's kernels computes attention; default is torch's own choice. auto takes on CUDA the fastest one,
+    timed on the device in well under a second, on a CPU default. As with compile_mode, the first process decides for
+    all."""
     compile_cache: str = ""
     """Folder of compiled graphs, which later processes start from; off keeps none. By default geoloc_batch/compile
     below the user's cache folder (XDG_CACHE_HOME, ~/.cache). Name one that all nodes share, and that nobody you do not
@@ -39,6 +46,8 @@ class EncoderConfig:
             raise ConfigError(f"--batch-size must be auto (or 0) or at least 1, got {self.batch_size}")
         if not self.encoder:
             raise ConfigError("--encoder must not be empty: give a checkpoint folder, a hub id, open_clip:ARCH or demo")
+        if self.compile == "off" and self.compile_mode not in ("auto", "default"):
+            raise ConfigError(f"--compile-mode {self.compile_mode} has no part in --compile off; leave one of them out")
 
     @property
     def given_batch_size(self) -> int | None:

@@ -5,24 +5,29 @@ Shape letters: B batch, S image side, D features, N texts, L tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from geoloc_batch.errors import ConfigError
-from geoloc_batch.model.arithmetic import PRECISIONS, auto_precision, check_precision, fix_summation_order
-from geoloc_batch.model.batch_size import CPU_BATCH, CUDA_BATCHES, largest_that_fits
+from geoloc_batch.model.arithmetic import auto_precision, check_precision, fix_summation_order
+from geoloc_batch.model.attention import DEFAULT, attending, check_sdpa
+from geoloc_batch.model.batch_size import CPU_BATCH, CUDA_BATCHES
+from geoloc_batch.model.choice import is_measured
 from geoloc_batch.model.chunks import Chunks, chunk_size
 from geoloc_batch.model.clip import Clip, load_clip
 from geoloc_batch.model.compile_cache import OFF, cache_root, compiling, graph_facts, graph_folder
+from geoloc_batch.model.compiled import CompiledTower
 from geoloc_batch.model.config import STREETCLIP, EncoderConfig
-from geoloc_batch.model.tower import build_tower
+from geoloc_batch.model.options import check_options, device_of
+from geoloc_batch.model.settling import settle_by_trying
+from geoloc_batch.model.text import TextTower
+from geoloc_batch.model.tower import attention_shape, build_tower
+from geoloc_batch.model.turn import never
 
-TEXTS_PER_STEP = 256
 # Of the batch's pixels: what lies on the device beside the batch that is computed, with room to spare.
 _BATCHES_BESIDE = 4
 
@@ -34,6 +39,8 @@ def load_encoder(
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
     compile: Literal["auto", "on", "off"] = "auto",
+    compile_mode: Literal["auto", "default", "max-autotune-no-cudagraphs"] = "auto",
+    sdpa: Literal["auto", "default", "flash", "efficient", "cudnn", "math"] = "auto",
     compile_cache: str = "",
     device: str | torch.device | None = None,
 ) -> Encoder:
@@ -56,6 +63,9 @@ def load_encoder(
         batch_size: the one number of images that `encode` takes; auto or 0 is the largest of 64, 128 and 256 that
             fits, found by trying, on CUDA, and 32 elsewhere.
         compile: torch.compile; auto is on for CUDA and off elsewhere.
+        compile_mode: torch.compile's; auto is what `geoloc warmup` has chosen on this device, else default.
+        sdpa: torch's kernel for attention; default is torch's own choice, and auto the fastest, timed, on CUDA, and
+            default elsewhere.
         compile_cache: folder of compiled graphs; "" is geoloc_batch/compile below the user's cache folder, off none.
         device: such as "cuda:1"; None takes the first CUDA device, else the CPU.
 
@@ -68,11 +78,18 @@ def load_encoder(
         HubError: it has to be downloaded and cannot be.
         OutOfMemoryError: torch's, where a batch size was to be found and not even the smallest fits.
     """
-    config = EncoderConfig(encoder=encoder, tap=tap, precision=precision, batch_size=batch_size, compile=compile)
-    place = _device(device)
-    _choice("--tap", tap, ("pooled", "projected"))
-    _choice("--compile", compile, ("auto", "on", "off"))
-    _choice("--precision", precision, ("auto", *PRECISIONS))
+    config = EncoderConfig(
+        encoder=encoder,
+        tap=tap,
+        precision=precision,
+        batch_size=batch_size,
+        compile=compile,
+        compile_mode=compile_mode,
+        sdpa=sdpa,
+        compile_cache=compile_cache,
+    )
+    place = device_of(device)
+    check_options(config)
     is_cuda = place.type == "cuda"
     chosen = auto_precision(place) if precision == "auto" else precision
     check_precision(chosen, place)
@@ -83,11 +100,14 @@ def load_encoder(
         precision=chosen,
         batch_size=config.given_batch_size or (CUDA_BATCHES[0] if is_cuda else CPU_BATCH),
         compiled=compile == "on" or (compile == "auto" and is_cuda),
+        compile_mode=DEFAULT if compile_mode == "auto" else compile_mode,
+        sdpa=DEFAULT if sdpa == "auto" else sdpa,
         compile_cache=compile_cache,
         device=place,
     )
-    if config.given_batch_size is None and is_cuda:
-        loaded.batch_size = largest_that_fits(loaded.try_out, device=place)
+    check_sdpa(loaded.sdpa, attention_shape(loaded.tower), place)
+    if is_measured(place):
+        settle_by_trying(loaded, config)
     return loaded
 
 
@@ -116,10 +136,16 @@ class Encoder:
     batch_size: int
     device: torch.device
     compiled: bool
+    compile_mode: str
+    """torch.compile's, of no meaning where it is not compiled."""
+    sdpa: str
+    """Which kernel computes attention; default: torch chooses."""
     compile_cache: str
     """As `load_encoder` takes it."""
     logit_scale: float
     """What CLIP multiplies the cosine of image and text by before the soft-max."""
+    is_stopped: Callable[[], bool]
+    """Asked while another process compiles the same; where it answers True, `encode` raises StopRequested."""
 
     def __init__(
         self,
@@ -130,24 +156,35 @@ class Encoder:
         batch_size: int,
         compiled: bool,
         device: torch.device,
+        compile_mode: str = DEFAULT,
+        sdpa: str = DEFAULT,
         compile_cache: str = OFF,
     ) -> None:
         self._clip = clip
         self.name, self.sha256, self.fingerprint, self.licence = clip.name, clip.sha256, clip.fingerprint, clip.licence
         self.image_size = clip.image_size
         self.tap, self.precision, self.batch_size, self.compiled = tap, precision, batch_size, compiled
-        self.device, self.compile_cache = device, compile_cache
-        self._is_cold = compiled
+        self.device, self.compile_cache, self.compile_mode, self.sdpa = device, compile_cache, compile_mode, sdpa
+        self.is_stopped = never
         self.logit_scale = float(clip.module.logit_scale.exp())
-        self._text_is_placed = False
+        self._text = TextTower(clip, device)
         tower = build_tower(clip.module.visual, clip.normalization, tap=tap, precision=precision, name=clip.name)
         self.dim = tower.dim
         self.tower = tower.to(device).eval()
+        self.settle()
+
+    def settle(
+        self, *, batch_size: int | None = None, compile_mode: str | None = None, sdpa: str | None = None
+    ) -> None:
+        """Take what was found by trying things out. Before the first batch: afterwards it compiles once more."""
+        self.batch_size = batch_size or self.batch_size
+        self.compile_mode, self.sdpa = compile_mode or self.compile_mode, sdpa or self.sdpa
+        self._is_cold = self.compiled
         self._run: Callable[[Tensor], Tensor] = self.tower
-        if compiled:
-            self._run = torch.compile(self.tower, dynamic=False, fullgraph=True)
-        if device.type == "cpu" and precision != "fp32":
-            size = chunk_size(batch_size, tower.num_tokens)
+        if self.compiled:
+            self._run = CompiledTower(self.tower, sdpa=self.sdpa, mode=self.compile_mode)
+        if self.device.type == "cpu" and self.precision != "fp32":
+            size = chunk_size(self.batch_size, self.tower.num_tokens)
             self._run = Chunks(self._run, size=size, num_threads=torch.get_num_threads())
 
     def encode(self, pixels_B3SS: Tensor) -> Tensor:
@@ -163,6 +200,7 @@ class Encoder:
 
         Raises:
             ValueError: another shape or dtype.
+            StopRequested: see is_stopped.
         """
         shape = (self.batch_size, 3, self.image_size, self.image_size)
         if tuple(pixels_B3SS.shape) != shape or pixels_B3SS.dtype != torch.uint8:
@@ -170,11 +208,24 @@ class Encoder:
                 f"{self.name} takes pixels of {list(shape)} uint8, got {list(pixels_B3SS.shape)} {pixels_B3SS.dtype}; "
                 "pad a short batch, or load the encoder with another batch_size"
             )
-        pixels_BSS3 = pixels_B3SS.to(self.device, non_blocking=True).permute(0, 2, 3, 1).contiguous()
+        # Waits for the copy: the caller may fill pinned pixels anew as soon as this returns.
+        pixels_BSS3 = pixels_B3SS.to(self.device).permute(0, 2, 3, 1).contiguous()
         # Strides are written anew, since those of sides of length 1 may be anything: a compiled graph sees one form.
         pixels_BSS3 = pixels_BSS3.flatten().view(self.batch_size, self.image_size, self.image_size, 3)
-        with torch.inference_mode(), self._exact_convolution(), self._cold_start():
+        if self._is_cold:
+            return self._first(pixels_BSS3)
+        # A compiled graph has its backend within.
+        with torch.inference_mode(), self._exact_convolution(), attending(DEFAULT if self.compiled else self.sdpa):
             return self._run(pixels_BSS3)
+
+    def _first(self, pixels_BSS3: Tensor) -> Tensor:
+        """The call that compiles, or starts from what another process compiled."""
+        folder, facts = self.graph_folder(), self.graph_facts()
+        cache = nullcontext() if folder is None else compiling(folder, facts, is_stopped=self.is_stopped)
+        with torch.inference_mode(), self._exact_convolution(), cache:
+            features_BD = self._run(pixels_BSS3)
+        self._is_cold = False
+        return features_BD
 
     def try_out(self, batch_size: int) -> None:
         """Compute a black batch of another size, uncompiled, beside what a run keeps on the device.
@@ -184,16 +235,31 @@ class Encoder:
         """
         shape = (batch_size, self.image_size, self.image_size, 3)
         beside = torch.empty((_BATCHES_BESIDE, *shape), dtype=torch.uint8, device=self.device)
-        with torch.inference_mode(), self._exact_convolution():
+        with torch.inference_mode(), self._exact_convolution(), attending(self.sdpa):
             self.tower(torch.zeros(shape, dtype=torch.uint8, device=self.device))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         del beside
 
+    def graph_facts(self) -> dict[str, str]:
+        """What this encoder's compiled graph depends on."""
+        return graph_facts(
+            self.tower,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            sdpa=self.sdpa,
+            compile_mode=self.compile_mode,
+            device=self.device,
+        )
+
+    def cache_root(self) -> Path | None:
+        """The folder of compiled graphs; None where it is not compiled, or nothing is kept."""
+        return cache_root(self.compile_cache) if self.compiled else None
+
     def graph_folder(self) -> Path | None:
         """Where this encoder's compiled graph is kept; None where it is not compiled or not kept."""
-        root = cache_root(self.compile_cache) if self.compiled else None
-        return graph_folder(root, self._graph_facts()) if root else None
+        root = self.cache_root()
+        return graph_folder(root, self.graph_facts()) if root else None
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Features of texts, in the space of the `projected` tap. Always computed in fp32: it happens once a run.
@@ -209,15 +275,7 @@ class Encoder:
             ValueError: more tokens than the model takes, or an id outside its vocabulary.
             CheckpointError: strings were given and the checkpoint's vocabulary is not CLIP's.
         """
-        if not isinstance(texts, Tensor):
-            texts = self._clip.tokenize([texts] if isinstance(texts, str) else texts)
-        ids_NL = self._checked_ids(texts)
-        if not self._text_is_placed:
-            _place_text(self._clip.module, self.device)
-            self._text_is_placed = True
-        with torch.inference_mode():
-            steps = torch.split(ids_NL.to(self.device), TEXTS_PER_STEP)
-            return torch.cat([self._clip.module.encode_text(step) for step in steps]).float()
+        return self._text.encode(texts)
 
     def at_precision(self, precision: str) -> Encoder:
         """The same model at another precision, from weights that are loaded already: for a unit that fp16 overflowed.
@@ -226,75 +284,34 @@ class Encoder:
             ConfigError: the device does not compute in it.
         """
         check_precision(precision, self.device)
-        return Encoder(
+        # fp32 has few of the backends of other precisions, and no need of speed: it stands in, or is compared with.
+        sdpa = self.sdpa if precision in (self.precision, "bf16", "fp16", "fp8") else DEFAULT
+        other = Encoder(
             self._clip,
             tap=self.tap,
             precision=precision,
             batch_size=self.batch_size,
             compiled=self.compiled,
+            compile_mode=self.compile_mode,
+            sdpa=sdpa,
             compile_cache=self.compile_cache,
             device=self.device,
         )
+        other.is_stopped = self.is_stopped
+        return other
 
     def summary(self) -> str:
-        """One line for people: what runs, its hash and its licence."""
+        """One line for people: what runs and how, its hash and its licence."""
+        how = f"{self.tap} {self.dim}-d, {self.precision}"
+        how += f", attention by {self.sdpa}" if self.sdpa != DEFAULT else ""
+        how += f", compiled: {self.compile_mode}" if self.compiled else ""
         return (
-            f"{self.name} ({self._clip.shape}, {self.image_size} px, {self.tap} {self.dim}-d, {self.precision}), "
+            f"{self.name} ({self._clip.shape}, {self.image_size} px, {how}), "
             f"sha256 {self.sha256[:12]}, licence {self.licence or 'not stated'}"
         )
-
-    def _checked_ids(self, ids_NL: Tensor) -> Tensor:
-        """Ids padded to the context length. What follows a text's end is never looked at: attention is causal."""
-        length, vocab = self._clip.context_length, self._clip.vocab_size
-        if ids_NL.ndim != 2 or not 1 <= ids_NL.shape[1] <= length or len(ids_NL) == 0:
-            raise ValueError(f"token ids must be [N, 1..{length}] with N from 1, got {list(ids_NL.shape)}")
-        lowest, highest = int(ids_NL.min()), int(ids_NL.max())
-        if lowest < 0 or (vocab and highest >= vocab):
-            raise ValueError(f"token ids must be from 0 to {vocab - 1}, got {lowest} to {highest}")
-        return nn.functional.pad(ids_NL.long(), (0, length - ids_NL.shape[1]))
-
-    def _graph_facts(self) -> dict[str, str]:
-        return graph_facts(self.tower, batch_size=self.batch_size, precision=self.precision, device=self.device)
-
-    @contextmanager
-    def _cold_start(self) -> Iterator[None]:
-        """Around the first call, which compiles."""
-        folder = self.graph_folder() if self._is_cold else None
-        if folder is None:
-            yield
-        else:
-            with compiling(folder, self._graph_facts()):
-                yield
-        self._is_cold = False
 
     def _exact_convolution(self) -> AbstractContextManager[object]:
         # cuDNN convolves fp32 in TF32 unless told otherwise, which would cost the patch embedding 13 bits.
         if self.device.type == "cuda" and self.precision == "fp32":
             return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return nullcontext()
-
-
-def _place_text(module: Any, device: torch.device) -> None:
-    """Move everything but the image tower, which keeps its own precision."""
-    visual, module.visual = module.visual, None
-    try:
-        module.to(device)
-    finally:
-        module.visual = visual
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device {device!r} is unknown: {str(error).splitlines()[0]}") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device} is not there: this process sees {torch.cuda.device_count()} CUDA devices")
-    return place
-
-
-def _choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")

@@ -38,6 +38,38 @@ def quantize_rows(value_RK: Tensor) -> tuple[Tensor, Tensor]:
     return (wide_RK / scale_R1).clamp(-LARGEST, LARGEST).to(FP8), scale_R1
 
 
+def row_scaled_product(
+    value_RK: Tensor, scale_R1: Tensor, weight_KN: Tensor, scale_1N: Tensor, bias_N: Tensor | None
+) -> Tensor:
+    """[R, N] bf16: the product of two 8-bit matrices, each row of the first and each column of the second scaled.
+
+    Raises:
+        RuntimeError: the device, or this torch on it, has no such products.
+    """
+    return torch._scaled_mm(
+        value_RK,
+        weight_KN,
+        scale_a=scale_R1,
+        scale_b=scale_1N,
+        bias=bias_N,
+        out_dtype=torch.bfloat16,
+        # Sums stay in the tensor cores' own registers: what the 8 bits lose is far more.
+        use_fast_accum=True,
+    )
+
+
+def try_product(device: torch.device) -> None:
+    """Multiply the smallest matrices that there are in 8 bits: some devices that have such products lack those by rows.
+
+    Raises:
+        RuntimeError: it cannot be done here.
+    """
+    one, scale = torch.ones(MULTIPLE, MULTIPLE, device=device).to(FP8), torch.ones(MULTIPLE, 1, device=device)
+    bias = torch.zeros(MULTIPLE, dtype=torch.bfloat16, device=device)
+    # Fetched, since a kernel that cannot run may say so late.
+    row_scaled_product(one, scale, one.T, scale.T.contiguous(), bias).cpu()
+
+
 class RowScaledLinear(nn.Module):
     """A linear layer in 8 bits, from one in bf16.
 
@@ -64,16 +96,7 @@ class RowScaledLinear(nn.Module):
     def forward(self, token: Tensor) -> Tensor:
         """[..., K] to [..., N] bf16."""
         value_RK, scale_R1 = quantize_rows(token.reshape(-1, self.in_features))
-        product_RN = torch._scaled_mm(
-            value_RK,
-            self.weight_NK.T,
-            scale_a=scale_R1,
-            scale_b=self.scale_1N,
-            bias=self.bias,
-            out_dtype=torch.bfloat16,
-            # Sums stay in the tensor cores' own registers: what the 8 bits lose is far more.
-            use_fast_accum=True,
-        )
+        product_RN = row_scaled_product(value_RK, scale_R1, self.weight_NK.T, self.scale_1N, self.bias)
         return product_RN.view(*token.shape[:-1], self.out_features)
 
 

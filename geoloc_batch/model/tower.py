@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geoloc_batch.errors import CheckpointError, ConfigError
 from geoloc_batch.model.arithmetic import DTYPES
+from geoloc_batch.model.attention import AttentionShape
 from geoloc_batch.model.checkpoint import Normalization
 from geoloc_batch.model.fp8 import quantize_tower
 from geoloc_batch.model.vit import PlainViT
@@ -44,6 +45,20 @@ def build_tower(
     if tap == "pooled":
         raise CheckpointError(f"{name} has no class token to take the pooled feature from; pass --tap projected")
     return OpenClipTower(visual, normalization, dtype=DTYPES[precision])
+
+
+def attention_shape(tower: nn.Module) -> AttentionShape | None:
+    """What a tower's attention is asked for; None of one that is not our own."""
+    if not isinstance(tower, PlainViT):
+        return None
+    # The class token's width, before any projection.
+    width = tower.class_token_1W.shape[1]
+    return AttentionShape(
+        num_heads=tower.num_heads,
+        num_tokens=tower.num_tokens,
+        head_width=width // tower.num_heads,
+        dtype=tower.dtype,
+    )
 
 
 class OpenClipTower(nn.Module):

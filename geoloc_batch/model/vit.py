@@ -64,6 +64,8 @@ class PlainViT(nn.Module):
         self.norm_after = _Norm(source.ln_post, torch.float32)
         self.projection_WD = _frozen(source.proj) if is_projected else None
         self.num_tokens, width = position_TW.shape
+        self.num_heads = int(blocks[0].attn.num_heads)
+        self.dtype = dtype
         self.dim = width if self.projection_WD is None else int(self.projection_WD.shape[1])
 
     def forward(self, pixels_BSS3: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from geoloc_batch.errors import GeolocError
+from geoloc_batch.model.batch_size import is_shortage
 from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.model.encoder import Encoder, load_encoder
 
@@ -38,24 +39,38 @@ def load(config: EncoderConfig, device: torch.device) -> Encoder:
             precision=config.precision,
             batch_size=config.batch_size,
             compile=config.compile,
+            compile_mode=config.compile_mode,
+            sdpa=config.sdpa,
             compile_cache=config.compile_cache,
             device=device,
         )
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
         raise GeolocError(
             f"{device} is out of memory ({_first_line(error)}): the weights of {config.encoder} do not fit beside what "
             "it holds already; end other processes on it, pass a smaller --batch-size, or use another device"
         ) from error
 
 
-def adopt_settings(config: EncoderConfig, effective: Mapping[str, Any]) -> EncoderConfig:
+def left_open(config: EncoderConfig) -> list[str]:
+    """Settings that the user left to us, as run.json calls them: those of the first rank hold for all."""
+    is_open = {
+        "precision": config.precision == "auto",
+        "compile": config.compile == "auto",
+        "compile_mode": config.compile_mode == "auto",
+        "sdpa": config.sdpa == "auto",
+        "batch_size": config.given_batch_size is None,
+    }
+    return [name for name, is_left_open in is_open.items() if is_left_open]
+
+
+def adopt_settings(config: EncoderConfig, pinned: Mapping[str, Any]) -> EncoderConfig:
     """The settings with what a run has pinned in place of what was left open."""
-    return dataclasses.replace(
-        config,
-        precision=effective["precision"],
-        compile="on" if effective["compile"] else "off",
-        batch_size=effective["batch_size"],
-    )
+    adopted = {name: pinned[name] for name in left_open(config) if name in pinned}
+    if "compile" in adopted:
+        adopted["compile"] = "on" if adopted["compile"] else "off"
+    return dataclasses.replace(config, **adopted)
 
 
 def reference_of(encoder: Encoder) -> Features:
@@ -92,7 +107,9 @@ def explained_shortage(encoder: Encoder, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
         raise GeolocError(
             f"{encoder.device} is out of memory at --batch-size {encoder.batch_size} ({_first_line(error)}); {remedy}"
         ) from error

@@ -20,6 +20,7 @@ from contextlib import closing
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from geoloc_batch.geo.located import Located
@@ -199,7 +200,9 @@ class Engine:
         kept = np.flatnonzero(is_good_B)
         with self._telemetry.stage("locate"):
             good_BD = features.device_BD if is_good_B.all() else features.device_BD[kept.tolist()]
-            located = [locator.locate(good_BD) for locator in self._at_once]
+            # On the host all of them were seen to be finite: to ask the device again would be to wait for it again.
+            with torch.inference_mode():
+                located = [locator.located(good_BD) for locator in self._at_once]
         if not all(np.isfinite(places.topk_prob).all() for places in located):
             kept, located = self._refuse_unlocated(samples, kept, located)
         units = np.array([samples[row].unit.index for row in kept], dtype=np.int64)

@@ -151,6 +151,7 @@ def measure_fidelity(config: FidelityConfig) -> FidelityReport:
         if lower.precision == REFERENCE:
             log.info("--precision auto is %s here: %s is compared", REFERENCE, _DEFAULT_LOWER)
             lower = lower.at_precision(_DEFAULT_LOWER)
+        lower.is_stopped = stop.is_set
         log.info("encoder: %s", lower.summary())
         locators = _locators(config, lower)
         stream = BatchStream(units, side=lower.image_size, batch_size=lower.batch_size, config=config.stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.records import Unit
 from geoloc_batch.run.command import read_command, record_command
 from geoloc_batch.run.config import EmbedConfig, PredictConfig, RetryConfig, Summary
-from geoloc_batch.run.drive import Adopt, drive
+from geoloc_batch.run.drive import Adopt, drive, explained_full_disk
 from geoloc_batch.run.encoders import (
     REFERENCE,
     adopt_settings,
     explained_shortage,
+    left_open,
     load,
     wider_precision,
 )
 from geoloc_batch.run.first_batch import FirstBatch
+from geoloc_batch.run.first_rank import agreed
 from geoloc_batch.run.parts import locators_of, outputs_of, pinned_of
 from geoloc_batch.run.sources import PhotoSource
 from geoloc_batch.run.stored import predict_stored
@@ -144,13 +146,18 @@ class _PhotoJob:
             units = plan_units(expand_shards(self.config.shards), limit=self.run.limit)
             adopt = partial(Ledger.adopt_plan, units=units)
         worker = this_worker()
-        encoder = load(self.encoder, worker.device)
-        locators = locators_of(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
-        pinned = self._pinned(encoder, locators)
-        with closing(Ledger(self.config.out, beat_s=self.run.heartbeat_s, worker=worker.name)) as ledger:
-            adoptable = self._left_open()
-            effective = ledger.open(pinned, adoptable=adoptable)
+        ledger = Ledger(self.config.out, beat_s=self.run.heartbeat_s, worker=worker.name)
+        with ExitStack() as stack:
+            adoptable = left_open(self.encoder)
+            with agreed(self.encoder, ledger.out, worker.device, stop.is_set) as settings:
+                encoder = load(settings, worker.device)
+                locators = locators_of(self.locate, encoder.dim, encoder.tap, encoder.sha256, worker.device)
+                pinned = self._pinned(encoder, locators)
+                stack.enter_context(explained_full_disk(ledger.out))
+                stack.enter_context(closing(ledger))
+                effective = ledger.open(pinned, adoptable=adoptable)
             if any(effective[name] != pinned[name] for name in adoptable):
+                # It pinned them while this one loaded.
                 log.info("adopting what the first rank pinned: %s", {name: effective[name] for name in adoptable})
                 encoder = load(adopt_settings(self.encoder, effective), worker.device)
             log.info("encoder: %s", encoder.summary())
@@ -164,6 +171,7 @@ class _PhotoJob:
     def _source(
         self, encoder: Encoder, locators: Sequence[Locator], worker: Worker, out: Path, stop: StopSignal
     ) -> PhotoSource:
+        encoder.is_stopped = stop.is_set
         wider = wider_precision(encoder.precision, encoder.device)
         sample = None
         if encoder.precision != REFERENCE and worker.rank == 0:
@@ -182,6 +190,8 @@ class _PhotoJob:
             "image_size": encoder.image_size,
             "precision": encoder.precision,
             "compile": encoder.compiled,
+            "compile_mode": encoder.compile_mode,
+            "sdpa": encoder.sdpa,
             "batch_size": encoder.batch_size,
             "decode": "fast" if self.stream.fast_decode else "exact",
             "apply_orientation": self.stream.apply_orientation,
@@ -190,12 +200,3 @@ class _PhotoJob:
         if self.inputs:
             pinned["inputs"] = list(self.inputs)
         return pinned
-
-    def _left_open(self) -> list[str]:
-        """Settings that the user left to us: those of the first rank hold for all."""
-        is_left_open = {
-            "precision": self.encoder.precision == "auto",
-            "compile": self.encoder.compile == "auto",
-            "batch_size": self.encoder.given_batch_size is None,
-        }
-        return [name for name, is_open in is_left_open.items() if is_open]

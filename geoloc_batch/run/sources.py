@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from geoloc_batch.errors import InputError
+from geoloc_batch.errors import InputError, StopRequested
 from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.records import Sample, Unit, UnitEnd, UnitError
 from geoloc_batch.run.first_batch import FirstBatch
@@ -110,8 +110,12 @@ class PhotoSource:
                 if item is None or self._stop.is_set():
                     return
                 if isinstance(item, Batch):
-                    with telemetry.stage("encode"):
-                        flight = self._start(item)
+                    try:
+                        with telemetry.stage("encode"):
+                            flight = self._start(item)
+                    except StopRequested:
+                        # While another process compiles the same encoder, which may take minutes.
+                        return
                     yield FeatureBatch(flight, item.samples)
                 else:
                     yield item

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from geoloc_batch.model import encoder as encoder_module
-from geoloc_batch.model.batch_size import largest_that_fits
+from geoloc_batch.model import settling
+from geoloc_batch.model.batch_size import is_shortage, largest_that_fits
 from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.model.encoder import load_encoder
 
@@ -36,6 +37,19 @@ def test_where_not_even_the_smallest_fits_the_devices_own_words_are_passed_on() 
         largest_that_fits(try_out, device=CPU)
 
 
+def test_libraries_that_take_memory_of_their_own_have_their_own_words_for_its_end() -> None:
+    words = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+    def try_out(size: int) -> None:
+        if size > 128:
+            raise RuntimeError(words)
+
+    assert largest_that_fits(try_out, device=CPU) == 128
+    for said in (words, "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory\nmore lines"):
+        assert is_shortage(RuntimeError(said))
+    assert not is_shortage(RuntimeError("CUDA error: device-side assert triggered"))
+
+
 def test_a_fault_of_another_kind_is_no_lack_of_memory() -> None:
     def try_out(_: int) -> None:
         raise RuntimeError("device-side assert")
@@ -59,18 +73,26 @@ def test_on_cuda_auto_tries_sizes_out_and_a_given_one_is_taken_as_it_is(
     class Small:
         """An encoder of which 64 photos fit."""
 
+        tower, device, sdpa = None, CPU, "default"
+
         def __init__(self, *_: Any, batch_size: int, **__: Any) -> None:
             self.batch_size = batch_size
+
+        def settle(self, *, batch_size: int | None = None, sdpa: str = "") -> None:
+            self.batch_size = batch_size or self.batch_size
+
+        def cache_root(self) -> None:
+            return None
+
+        def graph_facts(self) -> dict[str, str]:
+            return {}
 
         def try_out(self, batch_size: int) -> None:
             tried.append(batch_size)
             if batch_size > 64:
                 raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(encoder_module, "_device", lambda _: Cuda())
-    monkeypatch.setattr(
-        encoder_module, "largest_that_fits", lambda try_out, device: largest_that_fits(try_out, device=CPU)
-    )
+    monkeypatch.setattr(encoder_module, "device_of", lambda _: Cuda())
     monkeypatch.setattr(encoder_module, "Encoder", Small)
     loaded = load_encoder("demo", batch_size=given, precision="bf16")
     assert loaded.batch_size == size
@@ -88,7 +110,7 @@ def test_a_trial_computes_a_batch_of_its_size_and_changes_nothing(monkeypatch: p
 
 
 def test_on_a_cpu_auto_is_32_untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "largest_that_fits", None)
+    monkeypatch.setattr(settling, "largest_that_fits", None)
     for given in ("auto", 0):
         assert load_encoder("demo", batch_size=given, device="cpu", precision="fp32").batch_size == 32  # type: ignore[arg-type]
     assert EncoderConfig().given_batch_size is None

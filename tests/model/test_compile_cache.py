@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import inspect
 import json
 import logging
 import os
@@ -17,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from geoloc_batch.errors import ConfigError
-from geoloc_batch.model.compile_cache import cache_root, compiling, graph_facts, graph_folder, is_finished
+from geoloc_batch.errors import ConfigError, StopRequested
+from geoloc_batch.model import fp8
+from geoloc_batch.model.compile_cache import cache_root, compiling, graph_folder, is_finished
 from geoloc_batch.model.config import EncoderConfig, WarmupConfig
 from geoloc_batch.model.encoder import Encoder, load_encoder
 from geoloc_batch.model.warmup import warm_up
@@ -112,6 +115,37 @@ def test_a_compiler_that_hangs_is_not_waited_for_for_ever(
     assert holder.poll() is None
 
 
+def test_who_is_asked_to_stop_does_not_wait_for_another_compiler(
+    tmp_path: Path, holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "graph_folder", lambda _: tmp_path)
+    options: dict[str, Any] = {"batch_size": 2, "device": "cpu", "precision": "bf16", "compile": "on"}
+    encoder = load_encoder("demo", **options)
+    asked_s: list[float] = []
+    started = time.monotonic()
+    encoder.is_stopped = lambda: asked_s.append(time.monotonic() - started) or asked_s[-1] > 0.5  # type: ignore[func-returns-value]
+    with pytest.raises(StopRequested):
+        encoder.encode(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))
+    assert len(asked_s) > 1
+    assert asked_s[-1] < 30
+    # Who stands in for it, at another precision, is asked to stop with it.
+    assert encoder.at_precision("fp32").is_stopped is encoder.is_stopped
+    assert holder.poll() is None
+
+
+def test_a_filesystem_without_locks_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with caplog.at_level(logging.INFO), compiling(tmp_path, {}, wait_s=600):
+        pass
+    assert f"{tmp_path} has no locks (No locks available): every process is compiling" in caplog.text
+    assert is_finished(tmp_path)
+
+
 def test_nobody_waits_for_a_graph_that_is_finished(tmp_path: Path, holder: Any) -> None:
     (tmp_path / "finished.json").write_text("{}")
     with compiling(tmp_path, {}, wait_s=600):
@@ -175,17 +209,20 @@ def test_a_graph_has_a_folder_by_everything_that_it_depends_on(monkeypatch: pyte
     assert folder_of(compile="off") is None
     assert folder_of("off") is None
     others = [folder_of(batch_size=3), folder_of(precision="bf16"), folder_of(tap="projected")]
+    others += [folder_of(sdpa="math"), folder_of(compile_mode="max-autotune-no-cudagraphs")]
     monkeypatch.setattr(torch, "__version__", "9.9")
     others.append(folder_of())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 61)
     others.append(folder_of())
-    assert len({usual, *others}) == 6
+    assert len({usual, *others}) == 8
 
 
 def test_towers_of_one_shape_with_other_settings_have_other_folders() -> None:
     def facts(encoder: Encoder) -> Path:
-        found = graph_facts(encoder.tower, batch_size=2, precision="fp32", device=encoder.device)
-        assert set(found) == {"torch", "triton", "device", "architecture", "batch_size", "precision"}
+        found = encoder.graph_facts()
+        assert set(found) == {
+            *("torch", "triton", "device", "architecture", "batch_size", "precision", "sdpa", "compile_mode")
+        }
         return graph_folder(Path("/c"), found)
 
     encoder = load_encoder("demo", batch_size=2, device="cpu", precision="fp32")
@@ -193,6 +230,17 @@ def test_towers_of_one_shape_with_other_settings_have_other_folders() -> None:
     layer: Any = encoder.tower.layers[0]  # type: ignore[union-attr,index]
     layer.num_heads *= 2
     assert facts(encoder) != before
+
+
+def test_a_graph_in_fp8_depends_on_the_code_of_its_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geoloc_batch.model.encoder.check_precision", lambda *_: None)
+    usual: Any = {"precision": "fp8", "compile": "on", "batch_size": 2, "device": "cpu"}
+    eight, sixteen = (load_encoder("demo", **usual | how) for how in ({}, {"precision": "bf16"}))
+    before = [encoder.graph_facts()["architecture"] for encoder in (eight, sixteen)]
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "#" * (module is fp8))
+    after = [encoder.graph_facts()["architecture"] for encoder in (eight, sixteen)]
+    assert (after[0] == before[0], after[1] == before[1]) == (False, True)
 
 
 def test_the_cache_lies_below_the_users_own_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

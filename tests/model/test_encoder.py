@@ -24,7 +24,7 @@ def demo() -> Encoder:
     return load_encoder("demo", batch_size=7, device="cpu")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_is_bit_equal_wherever_it_stands_and_whoever_its_neighbours_are(precision: Any, threads: int) -> None:
     encoder = load_encoder("demo", batch_size=7, device="cpu", precision=precision)
@@ -133,6 +133,21 @@ def test_one_graph_serves_ragged_shards_every_memory_layout_and_a_second_run(
                 encoder.encode_text(torch.tensor([[1, 2]]))
             encoder.encode(padded)
     assert len(graphs) == 1
+
+
+def test_a_callers_pixels_are_copied_before_encode_returns(demo: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Any] = []
+    real = torch.Tensor.to
+
+    def noted(tensor: torch.Tensor, *given: Any, **how: Any) -> torch.Tensor:
+        copies.append((tuple(tensor.shape), how))
+        return real(tensor, *given, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    demo.encode(torch.zeros(7, 3, 56, 56, dtype=torch.uint8))
+    # A pinned tensor that is copied without waiting could be filled anew before it was read.
+    assert ((7, 3, 56, 56), {}) in copies
+    assert not any(how.get("non_blocking") for _, how in copies)
 
 
 def test_another_precision_of_a_loaded_encoder_equals_one_loaded_with_it() -> None:

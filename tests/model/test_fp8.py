@@ -14,12 +14,26 @@ from hypothesis import strategies as st
 from torch import nn
 
 from geoloc_batch.errors import ConfigError
-from geoloc_batch.model import tower
+from geoloc_batch.model import arithmetic, tower
 from geoloc_batch.model.arithmetic import check_precision
 from geoloc_batch.model.checkpoint import Normalization
 from geoloc_batch.model.clip import load_clip
 from geoloc_batch.model.encoder import Encoder, load_encoder
-from geoloc_batch.model.fp8 import _SMALLEST_SCALE, FP8, LARGEST, RowScaledLinear, quantize_rows
+from geoloc_batch.model.fp8 import _SMALLEST_SCALE, FP8, LARGEST, RowScaledLinear, quantize_rows, try_product
+
+
+def _is_lacking() -> str:
+    """What this torch says of 8-bit products on a CPU; nothing where it has them."""
+    try:
+        try_product(torch.device("cpu"))
+    except RuntimeError as error:
+        return str(error)[-80:]
+    return ""
+
+
+needs_products = pytest.mark.skipif(
+    bool(_is_lacking()), reason=f"torch {torch.__version__} has no 8-bit products by rows on a CPU: {_is_lacking()}"
+)
 
 # Relative to a feature's length, random weights; bf16 is within 2e-2.
 FEATURE_TOLERANCE = 0.1
@@ -46,6 +60,7 @@ def test_every_number_is_kept_to_a_sixteenth_or_to_the_smallest_step_of_its_row(
     assert quantized.float().abs().amax(dim=1)[is_full].tolist() == [LARGEST] * int(is_full.sum())
 
 
+@needs_products
 def test_a_row_of_zeros_stays_zero_and_what_is_not_finite_spoils_its_own_row_alone() -> None:
     value = torch.ones(4, 16)
     value[0] = 0
@@ -66,6 +81,7 @@ def bf16_linear(inner: int, outer: int) -> nn.Linear:
     return linear.to(torch.bfloat16).requires_grad_(False)
 
 
+@needs_products
 @pytest.mark.parametrize(("inner", "outer"), [(16, 48), (192, 64), (1024, 16)])
 def test_a_product_is_that_of_the_rounded_numbers(inner: int, outer: int) -> None:
     linear = bf16_linear(inner, outer)
@@ -89,6 +105,7 @@ def fp8_on_cpu(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> Encoder:
     return load_encoder("demo", batch_size=batch_size, device="cpu", precision="fp8", compile="off")
 
 
+@needs_products
 def test_an_encoder_in_fp8_keeps_patches_and_last_layer_in_bf16_and_stays_near_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,6 +145,22 @@ def test_a_device_without_8_bit_products_is_refused(
 def test_capability_8_9_and_later_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability in ((8, 9), (9, 0), (12, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        tried: list[torch.device] = []
+        monkeypatch.setattr(arithmetic, "try_product", tried.append)
+        check_precision("fp8", torch.device("cuda"))
+        assert tried == [torch.device("cuda")]
+
+
+def test_a_device_that_lacks_products_by_rows_alone_is_refused_by_trying_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("Rowwise scaling is not currently supported on your device\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a chip")
+    # The smallest product on the CPU in its place, by the same call as every layer's.
+    monkeypatch.setattr(arithmetic, "try_product", lambda _: try_product(torch.device("cpu")))
+    monkeypatch.setattr(torch, "_scaled_mm", lacking)
+    with pytest.raises(ConfigError, match=r"does not run on a chip .*not currently supported on your device\); pass"):
         check_precision("fp8", torch.device("cuda"))
 
 

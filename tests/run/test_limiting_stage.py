@@ -73,7 +73,7 @@ def test_large_photos_make_decoding_the_limit(predicted: Callable[..., dict[str,
     ("stage", "owner", "name"),
     [
         ("encode", Encoder, "encode"),
-        ("locate", HeadLocator, "locate"),
+        ("locate", HeadLocator, "located"),
         ("write", tables, "write_predictions"),
     ],
 )
