@@ -4,30 +4,29 @@
     python scripts/bench_encoder.py --quick    # tiny models: shows that it runs, judges nothing
 
 Fidelity first: our features against open_clip's forward in fp32 on the same weights; where they are off, nothing is
-timed. Then everything in one run, interleaved, medians, one batch of random pixels. The baselines are given floats that
-are normalised already; ours starts from bytes. transformers computes with weights of its own, of the same shapes.
+timed. Then stages, those that are judged first: the contenders of a stage take turns, medians, one batch of random
+pixels; the quick start's loop reads JPEGs of 640 x 640. A share of the matrix product's rate counts every token of
+every layer: 381.92 GFLOP a photo of ViT-L/14-336. What is not judged is left out where time is short.
 
 On a CPU: a ViT of 4 layers x 384 in fp32, and ViT-B/32 in fp32 and bf16; batches of 32; and how long a process takes
 to its first batch, compiled, without a compile cache and with a filled one. On CUDA: ViT-L/14-336, bf16 and fp8 (where
-there is hardware for it), batch 256, and TFLOP/s over those of an 8192^3 bf16 matrix product in the same run. What a
-machine cannot measure is null.
+there is hardware for it), batch 256, and an 8192^3 bf16 matrix product in turn with it. What a machine cannot measure
+is null.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
+from encoder_contenders import OPEN_CLIP, OURS, QUICK_START, TRANSFORMERS, Contender, Contenders
 from encoder_models import (
     BASE,
     FIDELITY,
@@ -36,20 +35,52 @@ from encoder_models import (
     TINY,
     Case,
     encoder_of,
-    fidelity,
     make_clip,
     make_pixels,
-    normalized,
+    reference_features,
+    relative_error,
 )
-from report import bar, report, unjudged
-from torch import Tensor
+from report import Bar, bar, left_s, report, unjudged
+from turns import MATMUL, clocks, in_turn
 
-from geoloc_batch.model.arithmetic import DTYPES, FP8_CAPABILITY, fix_summation_order
-from geoloc_batch.model.clip import Clip
-from geoloc_batch.model.encoder import Encoder
+from geoloc_batch.model.arithmetic import FP8_CAPABILITY, fix_summation_order
+from geoloc_batch.model.attention import BACKENDS
+from geoloc_batch.model.choice import MODES
 
-MATMUL_SIDE = 8192
 WARM = "a process to its first compiled batch: warm / cold compile cache"
+STAGE_S, COMPILE_S = 20.0, 60.0
+"""A stage that is not judged begins where so much time is left, and so much for each model that it compiles."""
+Stage = tuple[Contender, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One rate over another, of one model on one kind of device."""
+
+    case: Case
+    device: str
+    name: str
+    ours: tuple[str, ...]
+    """The best of these."""
+    theirs: str
+    floor: float | None = None
+    goal: float | None = None
+
+
+ALL_OURS = ("ours fp32", "ours bf16", "ours fp32 compiled", "ours bf16 compiled")
+FAST, QUICK = ("ours bf16 compiled",), QUICK_START
+RATIOS = (
+    Ratio(SMALL, "cpu", ", fp32: ours eager / transformers eager", ("ours fp32",), "transformers fp32", 1.15, 1.35),
+    Ratio(BASE, "cpu", ": best of ours / open_clip fp32 eager", ALL_OURS, "open_clip fp32", 1.8, 2.5),
+    Ratio(LARGE, "cuda", ", bf16: TFLOP/s / same-run 8192^3 matmul", FAST, MATMUL, 0.58, 0.65),
+    Ratio(LARGE, "cuda", ", bf16: ours compiled / transformers sdpa eager", FAST, "transformers bf16", 1.25, 1.45),
+    Ratio(LARGE, "cuda", ": fp8 / bf16, ours compiled", ("ours fp8 compiled",), FAST[0], 1.2, 1.3),
+    Ratio(LARGE, "cuda", ", bf16: ours compiled / ours eager", FAST, "ours bf16"),
+    Ratio(LARGE, "cuda", ", bf16: ours compiled / open_clip eager", FAST, "open_clip bf16"),
+    Ratio(LARGE, "cuda", ", bf16: ours compiled / transformers sdpa compiled", FAST, "transformers bf16 compiled"),
+    Ratio(LARGE, "cuda", ", bf16: ours compiled / open_clip compiled", FAST, "open_clip bf16 compiled"),
+    Ratio(LARGE, "cuda", ", bf16: ours compiled / quick start's loop", FAST, QUICK),
+)
 
 
 def main() -> int:
@@ -64,82 +95,99 @@ def main() -> int:
         first_batch(TINY if options.quick else SMALL, options.first_batch)
         return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.quick:
-        bars = unjudged(measure(TINY, device, repeats=1))
-    elif device.type == "cuda":
-        has_fp8 = torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-        large = replace(LARGE, precisions=("bf16", "fp8")) if has_fp8 else LARGE
-        bars = cuda_bars(large, device, options.repeats) + cpu_bars(None, None)
-    else:
-        small, base = (measure(case, device, repeats=options.repeats) for case in (SMALL, BASE))
-        bars = [*small, *base, *cpu_bars(small, base), *cuda_bars(None, device, 0)]
+    bars: dict[str, Bar] = {}
+    for case in (TINY,) if options.quick else cases(device):
+        for row in measure(case, device, 1 if options.quick else options.repeats, is_traced=options.quick):
+            # Measured again, a figure stands for what it was before.
+            bars[row["name"]] = row
+    for one in RATIOS:
+        name = f"{one.case.name}{one.name}"
+        if one.floor is not None and name not in bars:
+            bars[name] = bar(name, None, "ratio", one.floor, one.goal)
     warm = None if device.type == "cuda" else warm_start(options.quick)
-    bars.append(bar(WARM, warm, "ratio", *((None, None) if options.quick else (0.5, 0.35)), is_lower=True))
+    bars[WARM] = bar(WARM, warm, "ratio", *((None, None) if options.quick else (0.5, 0.35)), is_lower=True)
+    rows = unjudged(list(bars.values())) if options.quick else list(bars.values())
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return report("encoder", bars, ("torch", "open_clip_torch"), gpu=gpu)
+    return report("encoder", rows, ("torch", "open_clip_torch", "transformers"), gpu=gpu)
 
 
-def measure(case: Case, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:
-    """Images per second of everything, by name; fidelity first, and nothing else where it fails."""
+def cases(device: torch.device) -> tuple[Case, ...]:
+    """The models of a machine."""
+    if device.type == "cpu":
+        return (SMALL, BASE)
+    has_fp8 = torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    return (replace(LARGE, precisions=("bf16", "fp8")) if has_fp8 else LARGE,)
+
+
+def stages(case: Case, device: torch.device) -> tuple[list[Stage], list[Stage]]:
+    """Who takes turns with whom: what is judged, and what informs; the dearest last."""
+    is_cuda, first = device.type == "cuda", case.precisions[0]
+    ours, fast = Contender(OURS, first), Contender(OURS, first, is_compiled=True)
+    baselines = (Contender(TRANSFORMERS, first), Contender(OPEN_CLIP, first), Contender(QUICK_START))
+    lower = [Contender(OURS, precision) for precision in case.precisions[1:]]
+    low_fast = [Contender(OURS, precision, is_compiled=True) for precision in case.precisions[1:]]
+    others_fast = [(Contender(who, first, is_compiled=True), fast) for who in (TRANSFORMERS, OPEN_CLIP)]
+    by_kernel = tuple(Contender(OURS, first, sdpa=sdpa) for sdpa in BACKENDS)
+    if is_cuda:
+        judged = [(fast, Contender(MATMUL), ours, *baselines), *((one, fast) for one in low_fast)]
+        tuned = Contender(OURS, first, is_compiled=True, compile_mode=MODES[1])
+        return judged, [(*by_kernel, *lower), *others_fast, (tuned, fast)]
+    return [(ours, *lower, *baselines)], [by_kernel, (fast, ours), *((one, ours) for one in low_fast), *others_fast]
+
+
+def measure(case: Case, device: torch.device, repeats: int, *, is_traced: bool) -> Iterator[Bar]:
+    """Fidelity, and nothing else where it fails; images per second of everybody, ratios after each stage."""
     clip = make_clip(case)
     pixels = make_pixels(case).to(device)
-    errors = {precision: fidelity(clip, case, pixels, precision) for precision in case.precisions}
-    bars = [
+    contenders = Contenders(clip, case, device, pixels, is_traced=is_traced)
+    expected = reference_features(clip, pixels)
+    eager = {precision: contenders.encoder(Contender(OURS, precision)) for precision in case.precisions}
+    errors = {precision: relative_error(encoder.encode(pixels), expected) for precision, encoder in eager.items()}
+    for precision, error in errors.items():
         # Floors are lower limits: the bar is how many times the error fits into what is allowed.
-        bar(f"{case.name}: allowed / measured error, {precision}", round(FIDELITY[precision] / error, 1), "ratio", 1.0)
-        for precision, error in errors.items()
-    ]
-    good = tuple(precision for precision, row in zip(errors, bars, strict=True) if row["met"])
+        name = f"{case.name}: allowed / measured error, {precision}"
+        yield bar(name, round(FIDELITY[precision] / error, 1), "ratio", 1.0)
+    good = tuple(precision for precision, error in errors.items() if error <= FIDELITY[precision])
     if len(good) < len(errors):
         print(f"{case.name}: features are off ({errors}), {good or 'nothing'} is timed", file=sys.stderr)
     if case.precisions[0] not in good:
-        return bars
+        return
     case = replace(case, precisions=good)
-    runs = {**our_runs(clip, case, device, pixels), **baselines(clip, case, device, pixels)}
-    seconds = interleaved(runs, device, repeats)
-    rates = {name: (1 if "batch 1" in name else case.batch) / spent for name, spent in seconds.items()}
-    for name, rate in rates.items():
-        print(f"{case.name}: {name:32s} {rate:9.1f} images/s", file=sys.stderr)
-        bars.append(bar(f"{case.name}: {name}", round(rate, 2), "images/s"))
-    return bars
+    rates: dict[str, float] = {}
+    chosen = contenders.encoder(Contender(OURS, case.precisions[0], is_compiled=True))
+    how = f"attention by {chosen.sdpa}, compiled: {chosen.compile_mode}"
+    print(f"{case.name}: ours takes, where nothing is said, {how}", file=sys.stderr)
+    judged, informing = stages(case, device)
+    for stage in (*judged, *informing):
+        told = ", ".join(one.name for one in stage)
+        num_new = sum(one.is_compiled and one.name not in rates for one in stage)
+        if stage in informing and left_s() < STAGE_S + num_new * COMPILE_S:
+            print(f"{case.name}: too little time is left for {told}", file=sys.stderr)
+            continue
+        started = time.perf_counter()
+        here = [one for one in stage if contenders.is_there(one)]
+        jobs = {one.name: contenders.job(one) for one in here}
+        with torch.inference_mode():
+            seconds = in_turn(jobs, device, repeats)
+        rates |= {one.name: contenders.images(one) / seconds[one.name] for one in here}
+        print(f"{told}: {time.perf_counter() - started:.0f} s. {clocks()}", file=sys.stderr)
+        yield from told_rates(case, device, {one.name for one in here}, rates)
 
 
-def cpu_bars(small: list[dict[str, Any]] | None, base: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The ratios that are asked for on two cores."""
-    eager = ratio(small, ["ours fp32"], "transformers fp32")
-    best = ratio(base, ["ours fp32", "ours bf16", "ours fp32 compiled", "ours bf16 compiled"], "open_clip fp32")
-    return [
-        bar("ViT 4x384, fp32: ours eager / transformers eager", eager, "ratio", 1.15, 1.35),
-        bar("ViT-B/32: best of ours / open_clip fp32 eager", best, "ratio", 1.8, 2.5),
-    ]
-
-
-def cuda_bars(case: Case | None, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """The figures that are asked for on CUDA; null elsewhere."""
-    bars = measure(case, device, repeats=repeats) if case else None
-    share, rate = None, rate_of(bars, "ours bf16 compiled")
-    if case and rate:
-        matmul_flops = matmul_rate(device)
-        share = round(rate * case.flop() / matmul_flops, 3)
-        print(f"8192^3 bf16: {matmul_flops / 1e12:.0f} TFLOP/s", file=sys.stderr)
-    return [
-        *(bars or []),
-        bar("ViT-L/14-336, bf16: TFLOP/s / same-run 8192^3 matmul", share, "ratio", 0.58, 0.65),
-        bar(
-            "ViT-L/14-336, bf16: ours compiled / transformers sdpa eager",
-            ratio(bars, ["ours bf16 compiled"], "transformers bf16"),
-            "ratio",
-            1.25,
-            1.45,
-        ),
-        bar(
-            "ViT-L/14-336: fp8 / bf16, ours compiled",
-            ratio(bars, ["ours fp8 compiled"], "ours bf16 compiled"),
-            "ratio",
-            1.2,
-            1.3,
-        ),
-    ]
+def told_rates(case: Case, device: torch.device, names: set[str], rates: dict[str, float]) -> Iterator[Bar]:
+    """Bars of the contenders that ran just now, and the ratios that they are part of."""
+    for name in sorted(names):
+        print(f"{case.name}: {name:40s} {rates[name]:9.1f} images/s", file=sys.stderr, flush=True)
+        if name == MATMUL:
+            yield bar(MATMUL, round(rates[name] * case.flop() / 1e12, 1), "TFLOP/s")
+        else:
+            yield bar(f"{case.name}: {name}", round(rates[name], 2), "images/s")
+    for one in RATIOS:
+        ours = [rates[name] for name in one.ours if name in rates]
+        is_new = not names.isdisjoint({*one.ours, one.theirs})
+        if (one.case.name, one.device) == (case.name, device.type) and is_new and ours and one.theirs in rates:
+            value = round(max(ours) / rates[one.theirs], 3)
+            yield bar(f"{case.name}{one.name}", value, "ratio", one.floor, one.goal)
 
 
 def warm_start(is_quick: bool) -> float | None:
@@ -159,103 +207,10 @@ def warm_start(is_quick: bool) -> float | None:
 
 def first_batch(case: Case, cache: str) -> None:
     """What a process of a run does before anything can be counted."""
-    encoder = Encoder(
-        make_clip(case),
-        tap="projected",
-        precision=case.precisions[0],
-        batch_size=case.batch,
-        compiled=True,
-        device=torch.device("cpu"),
-        compile_cache=cache,
+    encoder = encoder_of(
+        make_clip(case), case, torch.device("cpu"), case.precisions[0], compiled=True, compile_cache=cache
     )
     encoder.encode(make_pixels(case))
-
-
-def rate_of(bars: list[dict[str, Any]] | None, name: str) -> float | None:
-    """Images per second of one run; None where it did not run."""
-    return next((float(row["value"]) for row in bars or [] if row["name"].endswith(f": {name}")), None)
-
-
-def ratio(bars: list[dict[str, Any]] | None, ours: list[str], theirs: str) -> float | None:
-    """The best of some rates over another; None where one is missing."""
-    rates = [rate for rate in (rate_of(bars, name) for name in ours) if rate is not None]
-    against = rate_of(bars, theirs)
-    return round(max(rates) / against, 3) if rates and against else None
-
-
-def our_runs(clip: Clip, case: Case, device: torch.device, pixels: Tensor) -> dict[str, Callable[[], object]]:
-    """Ours, by precision, eager and compiled."""
-    runs: dict[str, Callable[[], object]] = {}
-    for precision in case.precisions:
-        for compiled in (False, True) if "ours" in case.compiled else (False,):
-            encoder = encoder_of(clip, case, device, precision, compiled=compiled)
-            runs[f"ours {precision}{' compiled' * compiled}"] = lambda encoder=encoder: encoder.encode(pixels)
-    return runs
-
-
-def baselines(clip: Clip, case: Case, device: torch.device, pixels: Tensor) -> dict[str, Callable[[], object]]:
-    """open_clip's and transformers' own forward in the first precision, and the quick start's loop in fp32."""
-    precision = case.precisions[0]
-    dtype = DTYPES[precision]
-    floats = normalized(pixels).to(dtype)
-    models = {"open_clip": copy.deepcopy(clip.module.visual).to(device, dtype)}
-    theirs = transformers_model(case)
-    if theirs is None:
-        print("transformers is not installed: its rows are null", file=sys.stderr)
-    else:
-        models["transformers"] = theirs.to(device, dtype)
-    runs: dict[str, Callable[[], object]] = {}
-    for name, model in models.items():
-        runs[f"{name} {precision}"] = lambda model=model: model(floats)
-        if name in case.compiled:
-            fast = torch.compile(model, dynamic=False)
-            runs[f"{name} {precision} compiled"] = lambda fast=fast: fast(floats)
-    alone = copy.deepcopy(theirs if theirs is not None else clip.module.visual).to(device, torch.float32)
-    one = normalized(pixels[:1])
-    runs["quick start, batch 1, fp32"] = lambda: alone(one)
-    return runs
-
-
-def transformers_model(case: Case) -> Any:
-    """A CLIP vision model of transformers with random weights, attention by SDPA; None where it is not installed."""
-    try:
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    except ImportError:
-        return None
-    config = CLIPVisionConfig(
-        hidden_size=case.width,
-        intermediate_size=4 * case.width,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.width // 64,
-        image_size=case.side,
-        patch_size=case.patch,
-        projection_dim=64,
-        attn_implementation="sdpa",
-    )
-    return CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
-
-
-def interleaved(runs: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median seconds of each, all of them taking turns, after two calls that are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for repeat in range(repeats + 2):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if repeat >= 2:
-                    seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def matmul_rate(device: torch.device) -> float:
-    """FLOP/s of a square bf16 product on random numbers: what this chip gives at best."""
-    a, b = (torch.randn(MATMUL_SIDE, MATMUL_SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
-    # 2 FLOP for each of side^3 products and sums; ten in a row, so that launching them counts for nothing.
-    spent = interleaved({"matmul": lambda: [a @ b for _ in range(10)]}, device, 7)["matmul"] / 10
-    return 2 * MATMUL_SIDE**3 / spent
 
 
 if __name__ == "__main__":

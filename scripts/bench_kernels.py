@@ -20,15 +20,14 @@ as much memory; pairs one by one; the nearest of 200,000 for 2,000,000 points.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from report import Bar, bar, report, unjudged
 from torch import Tensor
+from turns import Job, clocks, in_turn
 
 from geoloc_kernels import great_circle_km, nearest, nearest_tree, pairwise_km
 from geoloc_kernels.haversine import distance_km
@@ -48,21 +47,19 @@ def main() -> int:
     options = parser.parse_args()
     has_cuda = torch.cuda.is_available()
     bars: list[Bar] = []
+    if options.only != "distances":
+        bars += head_figures(options.quick, options.repeats)
     if options.only != "heads":
         bars += distance_bars("cuda" if has_cuda else "cpu", options.quick, options.repeats)
-    if options.only != "distances":
-        bars += head_figures(has_cuda, options.quick, options.repeats)
     gpu = torch.cuda.get_device_name() if has_cuda else None
     return report("kernels", unjudged(bars) if options.quick else bars, LIBRARIES, gpu=gpu)
 
 
-def head_figures(has_cuda: bool, is_quick: bool, repeats: int) -> list[Bar]:
+def head_figures(is_quick: bool, repeats: int) -> list[Bar]:
     """The head's, on this machine."""
-    from kernel_heads import cuda_bars, head_bars
+    from kernel_heads import head_bars
 
-    if has_cuda:
-        return cuda_bars(repeats)
-    return head_bars(16, 3000, 1) if is_quick else head_bars(repeats=repeats)
+    return head_bars(is_quick, 1 if is_quick else repeats)
 
 
 def distance_bars(device: str, is_quick: bool, repeats: int) -> list[Bar]:
@@ -92,17 +89,18 @@ def judged(name: str, value: float) -> Bar:
 def error_bars(device: str, count: int) -> list[Bar]:
     """How far distances are off; the float64 ones in millimetres."""
     bars = []
-    for name, way in (("paired", great_circle_km), ("pairwise", all_pairs_of_blocks)):
-        for dtype, unit, scale, limits in (
-            (torch.float32, "m", 1.0, (3.5, 0.002)),
-            (torch.float64, "mm", 1e3, (10.0, 10.0)),
-        ):
+    for dtype, unit, scale, limits in (
+        (torch.float32, "m", 1.0, (3.5, 0.002)),
+        (torch.float64, "mm", 1e3, (10.0, 10.0)),
+    ):
+        pairs = [hard_pairs(case, count, dtype) for case in CASES]
+        # Forty digits take their time.
+        exact = [exact_km(*points_deg) for points_deg in pairs]
+        for name, way in (("paired", great_circle_km), ("pairwise", all_pairs_of_blocks)):
             anywhere = close = 0.0
-            for case in CASES:
-                a_deg, b_deg = hard_pairs(case, count, dtype)
-                exact = exact_km(a_deg, b_deg)
-                off_N = error_m(way(a_deg.to(device), b_deg.to(device)).cpu(), exact) * scale
-                is_close_N = torch.tensor([km <= 1 for km in exact])
+            for (a_deg, b_deg), exact_N in zip(pairs, exact, strict=True):
+                off_N = error_m(way(a_deg.to(device), b_deg.to(device)).cpu(), exact_N) * scale
+                is_close_N = torch.tensor([km <= 1 for km in exact_N])
                 anywhere = max(anywhere, float(off_N.max()))
                 close = max(close, float(off_N[is_close_N].max()) if is_close_N.any() else 0.0)
             told = f"{device}, {name} {str(dtype).removeprefix('torch.')}: error"
@@ -146,7 +144,7 @@ def cpu_bars(is_quick: bool, repeats: int) -> list[Bar]:
     def plain_tree() -> None:
         cKDTree(centroid_N3.numpy()).query(point_N3.numpy(), workers=threads)
 
-    jobs: list[Callable[[], object]] = [
+    jobs: list[Job] = [
         with_tree, lambda: nearest(point_deg, centroid_deg), plain_tree, lambda: flat.search(some, 1)
     ]  # fmt: skip
     first, again, plain, scan = medians(jobs, min(repeats, 3))
@@ -168,29 +166,39 @@ def cpu_bars(is_quick: bool, repeats: int) -> list[Bar]:
 
 def cuda_bars(is_quick: bool, repeats: int) -> list[Bar]:
     """Against eager and compiled PyTorch, and against the chip's memory."""
-    count, num_centroids, num_points = (500, 2000, 10_000) if is_quick else (16_384, 200_000, 2_000_000)
-    a_deg, b_deg = (spread(count, seed).float().cuda() for seed in (0, 1))
-    target = torch.empty(count, count, device="cuda")
-    compiled = torch.compile(distance_km)
-    jobs: list[Callable[[], object]] = [
-        lambda: pairwise_km(a_deg, b_deg), lambda: distance_km(a_deg[:, None], b_deg[None]),
-        lambda: compiled(a_deg[:, None], b_deg[None]), lambda: target.fill_(1.0),
-    ]  # fmt: skip
-    ours, eager, one_graph, fill = medians(jobs, repeats)
-    say(f"pairwise: {1e12 * ours / count**2:.2f} ps a pair, {4 * count**2 / ours / 1e12:.2f} TB/s")
-    a_deg, b_deg = (spread(num_points, seed).float().cuda() for seed in (4, 5))
-    source, copy = torch.empty(2, 10 * num_points, device="cuda", dtype=torch.uint8)
-    pairs, copied = medians([lambda: great_circle_km(a_deg, b_deg), lambda: copy.copy_(source)], repeats)
+    count, num_centroids, num_points, num_pairs = (
+        (500, 2000, 10_000, 10_000) if is_quick else (16_384, 200_000, 2_000_000, 20_000_000)
+    )
+    bars = pairwise_bars(count, repeats)
     centroid_deg, point_deg = (spread(n, seed).cuda() for n, seed in ((num_centroids, 2), (num_points, 3)))
     [found] = medians([lambda: nearest(point_deg, centroid_deg)], repeats)
     ids = nearest(point_deg[:1000], centroid_deg).id_NK.cpu()
     assert torch.equal(ids, nearest(point_deg[:1000].cpu(), centroid_deg.cpu()).id_NK)
+    bars.append(judged("CUDA, nearest of 200k", num_points / found / 1e6))
+    # More than the L2 cache holds.
+    a_deg, b_deg = (spread(num_pairs, seed).float().cuda() for seed in (4, 5))
+    source, copy = torch.empty(2, 10 * num_pairs, device="cuda", dtype=torch.uint8)
+    pairs, copied = medians([lambda: great_circle_km(a_deg, b_deg), lambda: copy.copy_(source)], repeats)
+    return [*bars, bar("CUDA, paired float32: share of copying's bandwidth", copied / pairs, "ratio")]
+
+
+def pairwise_bars(count: int, repeats: int) -> list[Bar]:
+    """All pairs of `count` and `count` points on CUDA."""
+    a_deg, b_deg = (spread(count, seed).float().cuda() for seed in (0, 1))
+    target = torch.empty(count, count, device="cuda")
+    compiled = torch.compile(distance_km, dynamic=False)
+    jobs: list[Job] = [
+        lambda: pairwise_km(a_deg, b_deg),
+        lambda: distance_km(a_deg[:, None], b_deg[None]),
+        lambda: compiled(a_deg[:, None], b_deg[None]),
+        lambda: target.fill_(1.0),
+    ]
+    ours, eager, one_graph, fill = medians(jobs, repeats)
+    say(f"pairwise: {1e12 * ours / count**2:.2f} ps a pair, {4 * count**2 / ours / 1e12:.2f} TB/s. {clocks()}")
     return [
         judged("CUDA, pairwise float32: eager / ours", eager / ours),
         bar("CUDA, pairwise float32: compiled / ours", one_graph / ours, "ratio"),
         bar("CUDA, pairwise float32: share of filling's bandwidth", fill / ours, "ratio"),
-        bar("CUDA, paired float32: share of copying's bandwidth", copied / pairs, "ratio"),
-        judged("CUDA, nearest of 200k", num_points / found / 1e6),
     ]
 
 
@@ -207,24 +215,11 @@ def unit_vectors_of(point_deg: Tensor) -> Tensor:
     return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], dim=1)
 
 
-def medians(jobs: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Seconds of each job, interleaved, after one call that doesn't count."""
-    seconds: list[list[float]] = [[] for _ in jobs]
-    for turn in range(repeats + 1):
-        for job, taken in zip(jobs, seconds, strict=True):
-            wait()
-            start = time.perf_counter()
-            job()
-            wait()
-            if turn:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
-
-
-def wait() -> None:
-    """Until the device is idle."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def medians(jobs: Sequence[Job], repeats: int) -> list[float]:
+    """Seconds of each job, all of them taking turns on this machine's device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = in_turn({str(number): job for number, job in enumerate(jobs)}, device, repeats)
+    return [found[str(number)] for number in range(len(jobs))]
 
 
 def say(line: str) -> None:

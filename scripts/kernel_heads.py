@@ -5,18 +5,17 @@ top-k, and nothing else; the op gives the log-sum-exp, the mean vector and the e
 wall time. Memory: the peak of the resident set over what it was before the call (VmHWM, reset by clear_refs), each in
 a process of its own that has made a small call before. FLOPs: 2 B C D, of which the soft-max is some 2 %.
 
-CUDA: bfloat16 features and weights. Eager gives all that the op gives. Bytes at 64 rows: the weight, 2 C D, once.
+CUDA: bfloat16 features and weights. Eager gives all that the op gives; some 50 GB at 16,384 rows and 200,000 cells.
+FLOPs are judged by the 8192^3 product in turn with the op. Bytes at 64 rows: the weight, 2 C D, once.
 
 Shape letters: B rows, D features, C cells, K kept.
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ import torch
 from report import Bar, bar
 from torch import Tensor
 from torch.nn import functional
+from turns import MATMUL_FLOP, Job, clocks, in_turn, matmul
 
 from geoloc_kernels.fold import fold_layer_norm
 from geoloc_kernels.head import HeadTopk, PreparedHead, prepare_head
@@ -93,73 +93,112 @@ def check(work: Work) -> None:
     assert (found.lse_B - logit_BC.logsumexp(dim=1)).abs().max() < 1e-4
 
 
-def head_bars(num_rows: int = 256, num_cells: int = 200_000, repeats: int = 7) -> list[Bar]:
-    """The head's figures on this machine; those that need CUDA have no value without it."""
-    return [*cpu_bars(num_rows, num_cells, repeats), *cuda_bars(repeats)]
+def head_bars(is_quick: bool, repeats: int) -> list[Bar]:
+    """The head's figures on this machine; those of another have no value."""
+    if torch.cuda.is_available():
+        return cuda_bars(CUDA_TINY if is_quick else CUDA_CASES, repeats)
+    rows, cells = (16, 3000) if is_quick else (256, 200_000)
+    return [*cpu_bars(rows, cells, repeats), *cuda_null_bars(CUDA_CASES)]
 
 
 def cpu_bars(num_rows: int, num_cells: int, repeats: int) -> list[Bar]:
     """Time and memory over naive soft-max and top-k."""
+    cpu = torch.device("cpu")
     peak = {name: _peak_of(name, num_rows, num_cells) for name in ("op", "naive")}
     say(f"memory above the inputs: op {peak['op']:.1f} MB, naive {peak['naive']:.1f} MB")
     bars = []
     for cells, rows, k, floor in ((num_cells, num_rows, 10, 1.1), (min(1898, num_cells), 64, 5, None)):
         work = make_work(rows, cells, k, torch.float32, "cpu")
         check(work)
-        op_s, naive_s = medians([work.op, work.naive], repeats)
+        op_s, naive_s = in_turn({"op": work.op, "naive": work.naive}, cpu, repeats).values()
         say(f"{rows} rows, {cells} cells: op {1e3 * op_s:.1f} ms, naive {1e3 * naive_s:.1f} ms")
         bars.append(bar(f"CPU, {cells} cells: time / naive", op_s / naive_s, "ratio", floor, 1.0, is_lower=True))
     memory = bar(f"CPU, {num_cells} cells: memory / naive", peak["op"] / peak["naive"], "ratio", 0.05, is_lower=True)
     return [memory, *bars]
 
 
-def cuda_bars(repeats: int) -> list[Bar]:
+class CudaCase(NamedTuple):
+    """A size on CUDA, and what is asked of it."""
+
+    num_rows: int
+    num_cells: int
+    k: int
+    floors: dict[str, float]
+    """By what is measured, in the order of the bars."""
+
+
+EAGER, COMPILED = "eager / op", "compiled / op"
+PRODUCT, OWN_PRODUCT = "share of the 8192^3 product's rate", "share of the rate of a product of this depth"
+MEMORY, BANDWIDTH = "memory / eager", "share of the copy's bandwidth"
+LARGE_FLOORS = {EAGER: 2.5, COMPILED: 1.5, PRODUCT: 0.55, MEMORY: 0.01}
+CUDA_CASES = (
+    CudaCase(16384, 200_000, 10, LARGE_FLOORS),
+    CudaCase(16384, 1898, 8, {EAGER: 4.0, COMPILED: 2.5}),
+    CudaCase(64, 200_000, 10, {BANDWIDTH: 0.75}),
+)
+CUDA_TINY = (
+    CudaCase(256, 20_000, 10, LARGE_FLOORS),
+    CudaCase(256, 1898, 8, {EAGER: 4.0, COMPILED: 2.5}),
+    CudaCase(64, 20_000, 10, {BANDWIDTH: 0.75}),
+)
+
+
+def cuda_null_bars(cases: Sequence[CudaCase]) -> list[Bar]:
+    """The bars of CUDA where there is none."""
+    return [_cuda_bar(case, what, None) for case in cases for what in case.floors]
+
+
+def cuda_bars(cases: Sequence[CudaCase], repeats: int, device: str = "cuda") -> list[Bar]:
     """Speed over eager and compiled PyTorch, shares of the chip's rates, memory over eager."""
-    cases: list[tuple[int, int, int, float, float]] = [(16384, 200_000, 10, 2.5, 1.5), (16384, 1898, 8, 4.0, 2.5)]
-    bars: list[Bar] = []
-    for num_rows, num_cells, k, over_eager, over_compiled in cases:
-        named = f"CUDA, {num_rows} x {num_cells}"
-        speed: list[float | None] = [None, None, None, None]
-        if torch.cuda.is_available():
-            speed = [*_cuda_speeds(num_rows, num_cells, k, repeats)]
-        bars += [
-            bar(f"{named}: eager / op", speed[0], "ratio", over_eager),
-            bar(f"{named}: compiled / op", speed[1], "ratio", over_compiled),
-        ]
-        if num_cells > 8192:
-            bars += [
-                bar(f"{named}: share of the matrix product's rate", speed[2], "ratio", 0.55),
-                bar(f"{named}: memory / eager", speed[3], "ratio", 0.01, is_lower=True),
-            ]
-    share = _cuda_bandwidth_share(repeats) if torch.cuda.is_available() else None
-    return [*bars, bar("CUDA, 64 x 200000: share of the copy's bandwidth", share, "ratio", 0.75)]
+    bars = []
+    for case in cases:
+        work = make_work(case.num_rows, case.num_cells, case.k, torch.bfloat16, device)
+        check(work)
+        measure = _bandwidth if BANDWIDTH in case.floors else _speeds
+        bars += [_cuda_bar(case, what, value) for what, value in measure(work, case, repeats).items()]
+        del work
+        if device == "cuda":
+            # The next one's memory is counted from nothing.
+            torch.cuda.empty_cache()
+    return bars
 
 
-def _cuda_speeds(num_rows: int, num_cells: int, k: int, repeats: int) -> tuple[float, float, float, float]:
-    work = make_work(num_rows, num_cells, k, torch.bfloat16, "cuda")
-    check(work)
-    compiled = torch.compile(work.eager)
-    some_DC = work.weight_CD[:8192].T
-    jobs = [work.op, work.eager, compiled, lambda: (work.feature_BD @ some_DC,)]
-    op_s, eager_s, compiled_s, product_s = medians(jobs, repeats)
-    product_flops_s = 2 * num_rows * min(num_cells, 8192) * DIM / product_s
-    flops_s = 2 * num_rows * num_cells * DIM / op_s
-    say(f"{num_rows} x {num_cells}: op {1e3 * op_s:.2f} ms, eager {1e3 * eager_s:.2f}, compiled {1e3 * compiled_s:.2f}")
-    say(f"{flops_s / 1e12:.0f} TFLOP/s of {product_flops_s / 1e12:.0f}")
-    memory = _cuda_peak(work.op) / _cuda_peak(work.eager)
-    return eager_s / op_s, compiled_s / op_s, flops_s / product_flops_s, memory
+def _cuda_bar(case: CudaCase, what: str, value: float | None) -> Bar:
+    named = f"CUDA, {case.num_rows} x {case.num_cells}: {what}"
+    return bar(named, value, "ratio", case.floors.get(what), is_lower=what == MEMORY)
 
 
-def _cuda_bandwidth_share(repeats: int) -> float:
-    work = make_work(64, 200_000, 10, torch.bfloat16, "cuda")
-    check(work)
+def _speeds(work: Work, case: CudaCase, repeats: int) -> dict[str, float]:
+    device = work.feature_BD.device
+    # Fixed sizes: a graph for any size, which the second case would get otherwise, is a slower contender.
+    jobs: dict[str, Job] = {"op": work.op, "eager": work.eager, "compiled": torch.compile(work.eager, dynamic=False)}
+    if PRODUCT in case.floors:
+        some_DC = work.weight_CD[:8192].T
+        jobs |= {"product": matmul(device), "own product": lambda: (work.feature_BD @ some_DC,)}
+    seconds = in_turn(jobs, device, repeats)
+    told = ", ".join(f"{name} {1e3 * spent:.3f}" for name, spent in seconds.items())
+    say(f"{case.num_rows} x {case.num_cells}, ms: {told}. {clocks()}")
+    found = {EAGER: seconds["eager"] / seconds["op"], COMPILED: seconds["compiled"] / seconds["op"]}
+    if PRODUCT in case.floors:
+        flops_s = 2 * case.num_rows * case.num_cells * DIM / seconds["op"]
+        found[PRODUCT] = flops_s / (MATMUL_FLOP / seconds["product"])
+        # Of DIM products a sum instead of 8192.
+        found[OWN_PRODUCT] = flops_s / (2 * case.num_rows * some_DC.shape[1] * DIM / seconds["own product"])
+        say(f"{flops_s / 1e12:.0f} TFLOP/s of {MATMUL_FLOP / seconds['product'] / 1e12:.0f}")
+    if MEMORY in case.floors and device.type == "cuda":
+        found[MEMORY] = _cuda_peak(work.op) / _cuda_peak(work.eager)
+    return found
+
+
+def _bandwidth(work: Work, case: CudaCase, repeats: int) -> dict[str, float]:
     target = torch.empty_like(work.weight_CD)
-    op_s, copy_s = medians([work.op, lambda: (target.copy_(work.weight_CD),)], repeats)
+    jobs: dict[str, Job] = {"op": work.op, "copy": lambda: (target.copy_(work.weight_CD),)}
+    op_s, copy_s = in_turn(jobs, work.feature_BD.device, repeats).values()
     num_bytes = work.weight_CD.numel() * work.weight_CD.element_size()
     # A copy reads and writes.
     op_tb_s, copy_tb_s = num_bytes / op_s / 1e12, 2 * num_bytes / copy_s / 1e12
-    say(f"64 x 200000: op {1e6 * op_s:.0f} us, {op_tb_s:.2f} of {copy_tb_s:.2f} TB/s")
-    return op_tb_s / copy_tb_s
+    say(f"{case.num_rows} x {case.num_cells}: op {1e6 * op_s:.0f} us, {op_tb_s:.2f} of {copy_tb_s:.2f} TB/s")
+    return {BANDWIDTH: op_tb_s / copy_tb_s}
 
 
 def _cuda_peak(job: Callable[[], Answer]) -> int:
@@ -169,22 +208,6 @@ def _cuda_peak(job: Callable[[], Answer]) -> int:
     job()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def medians(jobs: list[Callable[[], Answer]], repeats: int) -> list[float]:
-    """Seconds of each job, interleaved, after two calls that don't count."""
-    seconds: list[list[float]] = [[] for _ in jobs]
-    for turn in range(repeats + 2):
-        for job, taken in zip(jobs, seconds, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            job()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= 2:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
 
 
 def added_mb(name: str, num_rows: int, num_cells: int) -> float:

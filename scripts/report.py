@@ -1,16 +1,28 @@
-"""What every benchmark ends with: bars, the machine, versions, one line of JSON, an exit code."""
+"""What every benchmark ends with: bars, the machine, versions, one line of JSON, an exit code.
+
+Whoever starts a benchmark may name a file for its bars, which get there as they are made: those of a benchmark that is
+ended early are not lost. It may also say until when there is time.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 Bar = dict[str, Any]
+
+KEPT = "GEOLOC_BENCH_BARS"
+"""Environment: the file for the bars."""
+UNTIL = "GEOLOC_BENCH_UNTIL"
+"""Environment: when the benchmark will be ended, seconds since 1970."""
 
 
 def bar(
@@ -36,7 +48,28 @@ def bar(
     if floor is not None and value is not None:
         met = value <= floor if is_lower else value >= floor
     told = f"{unit}, lower is better" if is_lower else unit
-    return {"name": name, "value": value, "floor": floor, "goal": goal, "unit": told, "met": met}
+    row = {"name": name, "value": value, "floor": floor, "goal": goal, "unit": told, "met": met}
+    if kept := os.environ.get(KEPT):
+        with open(kept, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return row
+
+
+def kept_bars(path: Path) -> list[Bar]:
+    """What a benchmark had made when it ended: of bars of one name the last; nothing where there is no file."""
+    rows: dict[str, Bar] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        # The last line may have been cut.
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            rows[row["name"]] = row
+    return list(rows.values())
+
+
+def left_s() -> float:
+    """Seconds until the benchmark is ended; infinite where nobody said."""
+    until = os.environ.get(UNTIL)
+    return float(until) - time.time() if until else math.inf
 
 
 def unjudged(bars: Sequence[Bar]) -> list[Bar]:
