@@ -170,7 +170,12 @@ class Ledger:
         with self._turn:
             if any(held.is_suspect for held in self._hands()) or not self._looks.begin():
                 return "wait"
-            found = self._acquire_fresh() or self._acquire_left_over()
+            found = self._acquire_fresh()
+            if not isinstance(found, Execution):
+                # Of very many units not only when all were tried, or those of the dead would wait for that.
+                found = self._acquire_left_over() or found
+            if found is None:  # Some rank may have died between its marker and its moves.
+                self._commits.sweep(self._leases)
             self._looks.end(in_vain=found == "wait")
             return found
 
@@ -193,11 +198,8 @@ class Ledger:
             for candidate in judge(*looked_at(left, self._done.goal, self._leases, now_ns, self._max_executions)):
                 if (execution := self._take_candidate(candidate, now_ns)) is not None:
                     return execution
-        if self._hands() or any(unit.index not in self._done for unit in left):
-            return "wait"
-        # Some rank may have died between its marker and its moves.
-        self._commits.sweep(self._leases)
-        return None
+        is_done = not self._hands() and all(unit.index in self._done for unit in left)
+        return None if is_done else "wait"
 
     def _take_candidate(self, candidate: Candidate, now_ns: int) -> Execution | None:
         if candidate.why == "quarantine":
@@ -253,8 +255,7 @@ class Ledger:
         Raises:
             OSError: the disk is full or fails. The execution is still held: abandon it.
         """
-        unit = execution.unit
-        marker = None
+        unit, marker = execution.unit, None
         if not self._done.look(unit.index):
             try:
                 seconds = self._files.monotonic() - self._held[execution.token].since_s
@@ -297,10 +298,9 @@ class Ledger:
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
-        units = self.units
-        self._done.look_all(unit.index for unit in units)
-        counts = [marker.counts for unit in units if (marker := self._done.marker(unit.index)) is not None]
-        return Totals.of(len(units), counts)
+        self._done.look_all(unit.index for unit in self.units)
+        counts = [marker.counts for unit in self.units if (marker := self._done.marker(unit.index)) is not None]
+        return Totals.of(len(self.units), counts)
 
     def close(self) -> None:
         """Give back what is still held and stop the heartbeat. The ledger cannot be used after it."""
