@@ -5,7 +5,8 @@ Run as a program, so that the ranks are forked from a process that has no thread
     python train_ranks.py JSON
 
 JSON: a list of trainings, each {"size": ranks, "arguments": of geoloc, "others": those of all ranks but the first,
-where they differ, "signals": {rank: number}}. The signals are sent when a checkpoint was written, and a moment later.
+where they differ, "before": those of a command that the same processes run first, "signals": {rank: number}}. The
+signals are sent when a checkpoint was written, and a moment later.
 For each training a list: [[exit code of each rank], seconds from the signals, or the start, to the end of the last].
 """
 
@@ -33,11 +34,13 @@ def train(
     arguments: list[str],
     others: list[str] | None = None,
     signals: dict[str, int] | None = None,
+    before: list[str] | None = None,
 ) -> tuple[list[int], float]:
     """Exit codes of the ranks, -SIGALRM where one hung, and seconds until the last had ended."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ranks = [start(rank, size, port, (others or arguments) if rank else arguments) for rank in range(size)]
+    commands = [[*([before] if before else []), (others or arguments) if rank else arguments] for rank in range(size)]
+    ranks = [start(rank, size, port, commands[rank]) for rank in range(size)]
     if signals:
         until_another(Path(arguments[arguments.index("--out") + 1]) / "_checkpoint.pt")
         time.sleep(dice.uniform(0, _WITHIN_S))
@@ -48,8 +51,8 @@ def train(
     return codes, round(time.monotonic() - begun, 3)
 
 
-def start(rank: int, size: int, port: int, arguments: list[str]) -> int:
-    """A rank as torchrun would start it."""
+def start(rank: int, size: int, port: int, commands: list[list[str]]) -> int:
+    """A rank as torchrun would start it; it runs commands one after the other, and ends as the last one does."""
     child = os.fork()
     if child:
         return child
@@ -59,7 +62,7 @@ def start(rank: int, size: int, port: int, arguments: list[str]) -> int:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     signal.alarm(LIMIT_S)
-    os._exit(main(arguments))
+    os._exit([main(arguments) for arguments in commands][-1])
 
 
 def run_all(trainings: list[dict[str, Any]]) -> list[tuple[list[int], float]]:

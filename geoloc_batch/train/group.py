@@ -22,7 +22,7 @@ from torch import Tensor
 
 from geoloc_batch.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISUSE, GeolocError, StopRequested, UserError
 from geoloc_batch.run.workers import Worker, num_together, this_worker
-from geoloc_batch.train.meeting import Lifeline, Store, meet
+from geoloc_batch.train.meeting import Lifeline, Store, meet, told
 
 # For what one rank may do while the others wait: reading features, writing a checkpoint. A rank that is lost is noticed
 # at once, by the lifeline.
@@ -85,14 +85,16 @@ class Group:
                 made = make()
             except Exception as raised:
                 error = raised
-        told = [(made, error)]
+        sent = [(made, error)]
         try:
-            torch.distributed.broadcast_object_list(told, src=0)
+            torch.distributed.broadcast_object_list(sent, src=0)
         except RuntimeError as lost:
             self._give_up(lost)
         if not self.is_first:
-            made, error = told[0]
+            made, error = sent[0]
         if error is not None:
+            if self.lifeline is not None:
+                self.lifeline.is_shared = True
             raise error
         return made  # type: ignore[no-any-return]
 
@@ -144,9 +146,21 @@ def joined_group() -> Iterator[Group]:
                 torch.distributed.destroy_process_group()
         except BaseException as error:
             lifeline.code = code_of(error)
+            _leave()
             raise
         finally:
             log.setLevel(level)
+
+
+def _leave() -> None:
+    """Leave a group that has lost a rank or has an error, without waiting for anybody: another may be joined later."""
+    if not torch.distributed.is_initialized():
+        return
+    with contextlib.suppress(Exception):
+        if torch.distributed.get_backend() == "nccl":
+            torch.distributed.distributed_c10d._abort_process_group()
+        else:
+            torch.distributed.destroy_process_group()
 
 
 def code_of(error: BaseException) -> int:
@@ -162,8 +176,8 @@ def _joined(worker: Worker, size: int, store: Store, lifeline: Lifeline) -> Grou
     # A GPU by what it is: two ranks may call the same one by different numbers.
     place = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else machine
     store.set(f"rank {worker.rank}", f"{machine}\n{place}")
-    told = [store.get(f"rank {rank}").decode().split("\n") for rank in range(size)]
-    machines, places = (Counter(column) for column in zip(*told, strict=True))
+    facts = [told(store, f"rank {other}").decode().split("\n") for other in range(size)]
+    machines, places = (Counter(column) for column in zip(*facts, strict=True))
     # NCCL wants a GPU for each rank.
     is_nccl = device.type == "cuda" and max(places.values()) == 1
     torch.distributed.init_process_group(

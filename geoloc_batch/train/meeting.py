@@ -16,6 +16,7 @@ import selectors
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,9 @@ _GRACE_S = 10.0
 # A rank that fails says so before its connections break, yet perhaps over another way.
 _VERDICT_S = 3.0
 _WATCH_S = 0.1
+_KNOCK_S = 5.0
+# An error of all ranks reaches each by itself, and needs no second word.
+_SHARED_S = 0.5
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 # Below the ports that systems give away by themselves.
@@ -111,6 +115,8 @@ class Lifeline:
         self.code = EXIT_COMPLETE
         """What this rank ends with; set before the end, unless that is in order."""
         self._connections = connections
+        self.is_shared = False
+        """Whether this rank ends with an error that all ranks have."""
         self._is_over, self._is_lost = threading.Event(), threading.Event()
         self._lost_code = EXIT_INCOMPLETE
         self._watcher = threading.Thread(target=self._watch, name="lifeline", daemon=True)
@@ -148,7 +154,8 @@ class Lifeline:
         self._is_lost.set()
         self._say(code)
         how = "was lost" if code == EXIT_INCOMPLETE else f"ended with an error (exit code {code})"
-        log.error("another rank of this training %s: this one ends too; the last checkpoint stays", how)
+        if not self._is_over.wait(_SHARED_S) and not self.is_shared:
+            log.error("another rank of this training %s: this one ends too; a checkpoint stays", how)
         if not self._is_over.wait(_GRACE_S):
             sys.stderr.flush()
             os._exit(code)
@@ -182,9 +189,24 @@ def _patiently(host: str, port: int, rank: int, size: int) -> Store:
     return found[0]
 
 
+def told(store: Store, key: str) -> bytes:
+    """What a rank has told the others; between two looks a signal is heard.
+
+    Raises:
+        RuntimeError: it has not, in time.
+    """
+    deadline_s = time.monotonic() + MEETING_S
+    while not store.check([key]):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"nothing was heard of {key!r}")
+        time.sleep(_WATCH_S)
+    value: bytes = store.get(key)
+    return value
+
+
 def _connections(store: Store, host: str, rank: int, size: int) -> list[socket.socket]:
     if rank:
-        port, token = store.get("lifeline").split()
+        port, token = told(store, "lifeline").split()
         connection = socket.create_connection((host, int(port)), timeout=MEETING_S)
         connection.sendall(token)
         return [_kept_alive(connection)]
@@ -192,15 +214,25 @@ def _connections(store: Store, host: str, rank: int, size: int) -> list[socket.s
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.create_server(("", 0), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=size) as server:
         store.set("lifeline", b"%d %s" % (server.getsockname()[1], token))
-        server.settimeout(MEETING_S)
         found: list[socket.socket] = []
+        deadline_s = time.monotonic() + MEETING_S
         while len(found) < size - 1:
+            server.settimeout(max(deadline_s - time.monotonic(), 0.001))
             connection, _ = server.accept()
-            connection.settimeout(MEETING_S)
-            # Whoever else knocks at a port does not know it.
-            if connection.recv(len(token), socket.MSG_WAITALL) == token:
+            if _knows(connection, token):
                 found.append(_kept_alive(connection))
+            else:
+                connection.close()
     return found
+
+
+def _knows(connection: socket.socket, token: bytes) -> bool:
+    """Whether it is a rank. Whoever else knocks at a port does not know the token, says nothing, or goes away."""
+    connection.settimeout(_KNOCK_S)
+    try:
+        return connection.recv(len(token), socket.MSG_WAITALL) == token
+    except OSError:
+        return False
 
 
 def _kept_alive(connection: socket.socket) -> socket.socket:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from geoloc_batch.errors import ConfigError, GeolocError, OutputError, StopRequested, UserError
 from geoloc_batch.run.workers import num_together
+from geoloc_batch.train import meeting
 from geoloc_batch.train.features import MAX_SHARE, _fits
 from geoloc_batch.train.group import Group, code_of
 from geoloc_batch.train.meeting import Lifeline, address, first_node
@@ -101,6 +104,37 @@ def test_the_others_hear_how_a_rank_ended(error: BaseException, code: int) -> No
         with pytest.raises((UserError, GeolocError, StopRequested)) as told:
             Group(size=2, lifeline=lifeline)._give_up(RuntimeError("connection closed"))
         assert code_of(told.value) == code
+
+
+def test_strangers_at_the_port_and_a_late_rank_do_not_end_the_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "_KNOCK_S", 0.2)
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor() as pool:
+        # It comes first and hears of nothing yet.
+        other = pool.submit(meeting._connections, store, "127.0.0.1", 1, 2)
+        time.sleep(0.3)
+        assert not other.done()
+        store_of_strangers = torch.distributed.HashStore()
+        first = pool.submit(meeting._connections, store_of_strangers, "", 0, 2)
+        port = int(meeting.told(store_of_strangers, "lifeline").split()[0])
+        silent = socket.create_connection(("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", port)) as rude:
+            # Closed with a reset.
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with socket.create_connection(("127.0.0.1", port)) as wrong:
+            wrong.sendall(b"x" * 32)
+        store.set("lifeline", store_of_strangers.get("lifeline"))
+        here, there = [one for ranks in (first, other) for one in ranks.result(20)]
+        here.sendall(b"!")
+        assert there.recv(1) == b"!"
+        for connection in (here, there, silent):
+            connection.close()
+
+
+def test_what_nobody_tells_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "MEETING_S", 0.2)
+    with pytest.raises(RuntimeError, match="nothing was heard of 'lifeline'"):
+        meeting.told(torch.distributed.HashStore(), "lifeline")
 
 
 def test_a_rank_that_closes_without_a_word_is_lost_and_one_that_ends_in_order_is_not() -> None:

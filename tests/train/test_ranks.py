@@ -145,10 +145,14 @@ def test_what_the_first_rank_refuses_all_refuse_and_an_error_of_another_ends_it(
         {"size": 2, "arguments": once},
         {"size": 2, "arguments": other},
         {"size": 3, "arguments": new, "others": [*new, "--seed", "3"]},
+        # A process may train again, also after it was refused.
+        {"size": 2, "arguments": new, "before": other},
     )
-    assert [each.codes for each in ended] == [[0, 0], [2, 2], [2, 2, 2]]
+    assert [each.codes for each in ended] == [[0, 0], [2, 2], [2, 2, 2], [0, 0]]
     assert max(each.seconds for each in ended) < IN_TIME_S
     told = capsys.readouterr().err
+    # What all are refused for, none says of another.
+    assert "another rank" not in told.partition("rank 1 has other inputs")[0]
     for words in (
         "seed is pinned to 0, now 3. Give the same flags",
         "rank 1 has other inputs than the first rank: seed",
