@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -85,6 +86,8 @@ class Schedule:
         self._groups = deque(random.sample(self.order.groups, len(self.order.groups)))
         self._fresh: deque[Unit] = deque()
         self._num_misses = 0
+        # A unit is put back by another thread than the one that looks for the next.
+        self._back: deque[Unit] = deque()
         self._taken: dict[int, Unit] = {}
         self._paces: deque[float] = deque(maxlen=MAX_PACES)
 
@@ -95,13 +98,15 @@ class Schedule:
     @property
     def has_fresh(self) -> bool:
         """Whether there may be units that this rank has not tried."""
-        return bool(self._fresh or self._groups)
+        return bool(self._back or self._fresh or self._groups)
 
     def next_fresh(self) -> Unit | None:
         """The next unit that this rank has not tried. It counts as taken until it is done.
 
         None where the group that it came to had none: ask again while `has_fresh`.
         """
+        with contextlib.suppress(IndexError):
+            return self._back.pop()
         if not self._fresh and self._groups:
             self._num_misses = 0
             self._fresh = self._not_done(self._groups.popleft())
@@ -130,7 +135,7 @@ class Schedule:
 
     def put_back(self, unit: Unit) -> None:
         """A unit that was given back comes next."""
-        self._fresh.appendleft(unit)
+        self._back.append(unit)
 
     def left_over(self, done: Container[int]) -> list[Unit]:
         """Units tried and not done, largest first."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
@@ -46,6 +48,34 @@ def test_a_rank_comes_to_every_unit_that_is_not_done_once(
     assert sorted(found) == [unit.index for unit in units if unit.index not in done]
     assert [unit.index for unit in plan.left_over(set(found))] == []
     assert plan.next_fresh() is None
+
+
+def test_a_unit_that_is_put_back_comes_next() -> None:
+    plan = Schedule(make_units(5))
+    first, second = plan.next_fresh(), plan.next_fresh()
+    assert first is not None and second is not None  # noqa: PT018
+    plan.put_back(first)
+    plan.put_back(second)
+    assert [plan.next_fresh(), plan.next_fresh()] == [second, first]
+
+
+def test_units_may_be_put_back_while_another_thread_looks_for_the_next() -> None:
+    units = make_units(3000)
+    plan = Schedule(units)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor() as pool:
+            putting = pool.submit(lambda: [plan.put_back(unit) for unit in units])
+            found = []
+            while plan.has_fresh or not putting.done():
+                unit = plan.next_fresh()
+                found += [] if unit is None else [unit.index]
+            putting.result()
+    finally:
+        sys.setswitchinterval(before)
+    # Each once as a fresh one, and once as it was put back.
+    assert sorted(found) == sorted([unit.index for unit in units] * 2)
 
 
 def test_ranks_come_to_the_folders_of_a_long_plan_in_different_orders() -> None:
