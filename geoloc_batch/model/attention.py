@@ -93,7 +93,7 @@ def check_sdpa(sdpa: str, shape: AttentionShape | None, device: torch.device) ->
     """
     if sdpa == DEFAULT:
         return
-    remedy = "pass --sdpa auto, and another --out where that was pinned to it"
+    remedy = "pass --sdpa default, which runs everywhere, and another --out where that was pinned to it"
     if shape is None:
         raise ConfigError(f"--sdpa {sdpa} is for plain image transformers, this encoder is of another kind; {remedy}")
     try:

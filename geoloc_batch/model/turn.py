@@ -19,7 +19,7 @@ from geoloc_batch.errors import StopRequested
 
 log = logging.getLogger("geoloc_batch")
 
-_POLL_S = 0.2
+_POLL_S, _SELDOM_S = 0.2, 2.0
 
 
 def never() -> bool:
@@ -79,7 +79,8 @@ def _wait(
         if not is_told:
             log.info("waiting for another process that is %s", work)
             is_told = True
-        time.sleep(_POLL_S)
+        # Of thousands that wait for long each asks the file server less often.
+        time.sleep(min(_POLL_S + (time.monotonic() - started) / 20, _SELDOM_S))
 
 
 def _locked(descriptor: int, lock: Path, work: str) -> bool:

@@ -41,7 +41,7 @@ def explained_full_disk(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not is_full or (error.filename is not None and out not in Path(str(error.filename)).parents):
+        if not is_full or (error.filename is not None and not Path(str(error.filename)).is_relative_to(out)):
             raise
         raise GeolocError(
             f"--out {out} cannot be written on: {os.strerror(error.errno or 0)}; free some space there, then run the "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from geoloc_batch.errors import GeolocError
+from geoloc_batch.model.attention import DEFAULT
 from geoloc_batch.model.batch_size import is_shortage
 from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.model.encoder import Encoder, load_encoder
@@ -70,6 +71,9 @@ def adopt_settings(config: EncoderConfig, pinned: Mapping[str, Any]) -> EncoderC
     adopted = {name: pinned[name] for name in left_open(config) if name in pinned}
     if "compile" in adopted:
         adopted["compile"] = "on" if adopted["compile"] else "off"
+    if adopted.get("compile", config.compile) == "off":
+        # What is not compiled has no mode, whoever asked for one.
+        adopted["compile_mode"] = DEFAULT
     return dataclasses.replace(config, **adopted)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,13 @@ def agreed(
         prepare_folder(OsFiles(), out)
         lock = out / "_logs" / _LOCK
         what = f"finding the batch size and the fastest attention for {out}"
-        with turn(lock, lambda: _pinned(out) is not None, work=what, wait_s=wait_s, is_stopped=is_stopped):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    turn(lock, lambda: _pinned(out) is not None, work=what, wait_s=wait_s, is_stopped=is_stopped)
+                )
+            except OSError as error:
+                log.info("%s cannot be opened (%s): this process is %s for itself", lock, error.strerror, what)
             yield _adopted(config, _pinned(out))
     else:
         yield _adopted(config, pinned)

@@ -13,6 +13,7 @@ from typing import Any
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_WITH_ERRORS, ConfigError, OutputError
 from geoloc_batch.locate.locator import Locator
 from geoloc_batch.locate.requests import find_requests
+from geoloc_batch.model.attention import DEFAULT
 from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.model.encoder import Encoder
 from geoloc_batch.records import Unit
@@ -190,7 +191,7 @@ class _PhotoJob:
             "image_size": encoder.image_size,
             "precision": encoder.precision,
             "compile": encoder.compiled,
-            "compile_mode": encoder.compile_mode,
+            "compile_mode": encoder.compile_mode if encoder.compiled else DEFAULT,
             "sdpa": encoder.sdpa,
             "batch_size": encoder.batch_size,
             "decode": "fast" if self.stream.fast_decode else "exact",

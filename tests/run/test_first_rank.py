@@ -100,6 +100,23 @@ def test_a_resumed_run_adopts_what_the_first_one_found_without_searching_or_load
         assert path == "plan.parquet" or (tmp_path / "out" / path).read_bytes() == found
 
 
+@pytest.mark.parametrize("mode", ["auto", "default", "max-autotune-no-cudagraphs"])
+def test_the_same_command_goes_on_whatever_mode_it_asks_for_where_nothing_is_compiled(
+    world: World, geoloc: Callable[..., Any], tmp_path: Path, mode: str
+) -> None:
+    shards = make_shards(tmp_path / "shards", [3, 2])
+    flags = ["--out", tmp_path / "out", "--compile-mode", mode, *world.encoder_flags]
+    assert geoloc("embed", shards[0], *flags)[0] == 0
+    assert pinned(tmp_path / "out")["compile_mode"] == "default"
+    assert geoloc("embed", *shards, *flags)[0] == 0
+
+
+def test_a_lock_that_cannot_be_opened_costs_a_search_and_no_run(tmp_path: Path, searches: list[str]) -> None:
+    (tmp_path / "out" / "_logs" / "first_rank.lock").mkdir(parents=True)
+    with agreed(EncoderConfig(), tmp_path / "out", CPU, lambda: False) as settings:
+        assert settings == EncoderConfig()
+
+
 def test_a_setting_that_is_given_and_differs_is_refused(
     world: World, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:

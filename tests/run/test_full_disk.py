@@ -17,6 +17,7 @@ OUT = Path("/data/out")
     OSError(errno.ENOSPC, "Error writing bytes to file"),
     OSError(errno.ENOSPC, "No space left on device", str(OUT / "_staging" / "000001.ab" / "x.part")),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError(errno.ENOSPC, "No space left on device", str(OUT)),
 ])  # fmt: skip
 def test_a_full_disk_is_told_with_the_folder_and_the_remedy(error: OSError) -> None:
     words = r"--out /data/out cannot be written on: .*; free some space there"
