@@ -124,7 +124,7 @@ def test_leases_that_never_grow_stale_lose_the_units_of_the_dead(
 def test_the_sweep_meets_no_fault_and_ends_in_one_line_of_json(
     simulator: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["simulate_cluster.py", "--sweep", "--max-ranks", "1000"])
+    monkeypatch.setattr(sys, "argv", ["simulate_cluster.py", "--sweep", "--max-ranks", "100"])
     assert simulator.main() == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [run["ranks"] for run in last["runs"]] == [10, 100, 1000]
+    assert [run["ranks"] for run in last["runs"]] == [10, 100]
