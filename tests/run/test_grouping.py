@@ -312,6 +312,7 @@ def test_from_python_and_several_heads_and_a_retry(emb: Path, head: list[str], t
     assert (single.samples, single.rows) == (3, 2)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_which_one_is_killed_give_the_bytes_of_an_undisturbed_run(
     head: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,13 +16,8 @@ from geoloc_batch.cli import main
 LOOP = Path(__file__).resolve().parents[1] / "train_kill_loop.py"
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--loss", "weighted-ce+haversine"),
-        pytest.param(("--fusion", "logit", "--view-dropout", "0.3"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--loss", "weighted-ce+haversine"), ("--fusion", "logit", "--view-dropout", "0.3")])
 def test_a_training_killed_at_random_moments_ends_with_the_same_head_bit_for_bit(
     tmp_path: Path, more: tuple[str, ...]
 ) -> None:
