@@ -32,7 +32,7 @@ test-slow: $(READY)  ## Run the tests that take minutes: processes killed, kerne
 test-kill: $(READY)  ## Kill a run at every file operation and resume it, about 5 minutes
 	$(BIN)/python -m pytest -m kill -s
 
-test-slurm: $(READY)  ## Run jobs on a two-node SLURM that the tests start, under 6 minutes; needs root, slurm-wlm and munge
+test-slurm: $(READY)  ## Run jobs on a two-node SLURM that the tests start, about 7 minutes; needs root, slurm-wlm and munge
 	$(BIN)/python -m pytest -m slurm
 
 check: $(READY)  ## Lint, format and type check
