@@ -1,6 +1,6 @@
 """A cluster on a virtual clock: the production ledger, run through its file port by thousands of simulated ranks.
 
-    python scripts/simulate_cluster.py                                   # 500 ranks, 25,000 units, about a minute
+    python scripts/simulate_cluster.py                                   # 500 ranks, 25,000 units, some minutes
     python scripts/simulate_cluster.py --ranks 10000 --units 1000000     # the full size
     python scripts/simulate_cluster.py --sweep                           # where the design stops scaling
     python scripts/simulate_cluster.py --filesystem nfs --capacity 8000  # another server
