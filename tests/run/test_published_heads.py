@@ -103,6 +103,7 @@ def quick_start(published: Published, name: str) -> tuple[list[int], list[float]
     return cell[0].tolist(), prob[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_photo_alone_is_located_by_streetclip_and_the_default_head(published: Published, cache: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     clean |= {"HF_ENDPOINT": published.hub.url, "HF_HOME": str(cache), "NO_PROXY": "*"}

@@ -172,6 +172,7 @@ def test_a_part_gets_what_others_left_of_their_time_and_none_of_those_to_come(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_ended_with_its_children(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:

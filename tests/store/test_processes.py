@@ -30,7 +30,11 @@ def finish(process: subprocess.Popen[str]) -> list[list[str]]:
     return [line.split() for line in stdout.splitlines()]
 
 
-@pytest.mark.parametrize("how", [("links", 1, 2), ("no-links", 2, 4), ("links", 2, 6, "again")], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(("links", 1, 2), marks=pytest.mark.slow), ("no-links", 2, 4), ("links", 2, 6, "again")],
+    ids=str,
+)
 def test_a_run_killed_at_any_step_resumes_to_the_files_of_an_undisturbed_one(
     tmp_path: Path, how: tuple[object, ...]
 ) -> None:
