@@ -67,3 +67,9 @@ def quick_start(head: Path, features_VD: torch.Tensor) -> np.ndarray:
     with torch.no_grad():
         probs: np.ndarray = layers(features_VD.mean(dim=0, keepdim=True)).softmax(-1)[0].numpy()
     return probs
+
+
+def errors_of(out: Path) -> list[tuple[str, int, str]]:
+    """Shard, row and stage of each error row."""
+    tables = sorted((out / "errors").glob("*.parquet"))
+    return [(row["shard"], row["row"], row["stage"]) for table in tables for row in pq.read_table(table).to_pylist()]

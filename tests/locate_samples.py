@@ -6,6 +6,7 @@ import argparse
 import collections
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoloc_batch.geo.located import Located
 from geoloc_batch.geo.partition import Partition
 from geoloc_batch.locate.head import HeadLocator
 from geoloc_batch.locate.head_file import TENSORS, Head
+
+C, D = 7, 5
 
 
 def make_state(num_cells: int, dim: int, *, seed: int = 0, sharpness: float = 0.7) -> dict[str, Tensor]:
@@ -138,3 +142,13 @@ def assert_holds(head: Head, state: Mapping[str, Tensor]) -> None:
     for name, tensor in zip(TENSORS, read, strict=True):
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, state[name].float()), name
+
+
+def make_locator(num_cells: int, dim: int, **options: Any) -> HeadLocator:
+    """A locator of such a head."""
+    return HeadLocator(head_of(make_state(num_cells, dim)), make_partition(num_cells), **options)
+
+
+def same_bits(a: Located, b: Located) -> bool:
+    """Whether two answers are the same to the bit."""
+    return all(getattr(a, each.name).tobytes() == getattr(b, each.name).tobytes() for each in fields(Located))

@@ -44,6 +44,12 @@ def tar_bytes(members: Members, form: int = tarfile.USTAR_FORMAT, **options: Any
     return file.getvalue()
 
 
+def write_bytes(path: Path, data: bytes) -> Path:
+    """A file of these bytes."""
+    path.write_bytes(data)
+    return path
+
+
 def write_tar(path: Path, members: Members, form: int = tarfile.USTAR_FORMAT) -> str:
     path.write_bytes(tar_bytes(members, form))
     return str(path)

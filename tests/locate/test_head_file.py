@@ -13,6 +13,7 @@ import locate_samples as samples
 import numpy as np
 import pytest
 import torch
+from locate_samples import C, D
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,18 +21,7 @@ from torch import Tensor
 from geoloc_batch.errors import HeadError
 from geoloc_batch.locate.head_file import TENSORS, read_head, save_head
 
-C, D = 7, 5
 State = dict[str, Tensor]
-
-
-@pytest.fixture
-def state() -> State:
-    return samples.make_state(C, D)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "best.pt"
 
 
 def test_a_published_checkpoint_loads_with_all_that_training_left_in_it(path: Path, state: State) -> None:

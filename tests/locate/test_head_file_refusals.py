@@ -14,6 +14,7 @@ import locate_samples as samples
 import numpy as np
 import pytest
 import torch
+from locate_samples import C, D
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,18 +22,7 @@ from geoloc_batch.errors import HeadError
 from geoloc_batch.locate.harmless import HARMLESS_TYPES
 from geoloc_batch.locate.head_file import read_head, save_head
 
-C, D = 7, 5
 State = dict[str, Tensor]
-
-
-@pytest.fixture
-def state() -> State:
-    return samples.make_state(C, D)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "best.pt"
 
 
 def refused(path: Path, words: str) -> str:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stream_samples import Walk, numbered, tar_bytes, write_tar
+from stream_samples import Walk, numbered, tar_bytes, write_bytes, write_tar
 
 from geoloc_batch.errors import DamageError
 from geoloc_batch.stream import tar as tar_module
@@ -34,16 +33,11 @@ def as_tarfile_reads(path: Path) -> list[tuple[str, bytes]]:
         return [(member.name, tar.extractfile(member).read()) for member in tar if member.isreg()]  # type: ignore[union-attr]
 
 
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.parametrize("form", ["gnu", "pax"])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(members=MEMBERS)
 def test_members_are_those_that_tarfile_reads(tmp_path: Path, form: str, members: list[tuple[str, bytes]]) -> None:
-    path = write(tmp_path / "a.tar", tar_bytes(members, FORMS[form]))
+    path = write_bytes(tmp_path / "a.tar", tar_bytes(members, FORMS[form]))
     walk = Walk(path)
     assert walk.damage is None
     assert walk.members == as_tarfile_reads(path) == [(name.rstrip("/"), data) for name, data in members]
@@ -97,7 +91,7 @@ def test_a_size_in_base_256_is_read(tmp_path: Path) -> None:
     data = bytearray(tar_bytes([("a.jpg", b"q" * 700), ("b.jpg", b"z")]))
     data[124:136] = b"\x80" + (700).to_bytes(11, "big")
     repair_checksum(data)
-    assert Walk(write(tmp_path / "a.tar", data)).members == [("a.jpg", b"q" * 700), ("b.jpg", b"z")]
+    assert Walk(write_bytes(tmp_path / "a.tar", data)).members == [("a.jpg", b"q" * 700), ("b.jpg", b"z")]
 
 
 def repair_checksum(data: bytearray, at: int = 0) -> None:
@@ -112,7 +106,7 @@ def test_pax_headers_give_path_and_size_and_global_ones_last(tmp_path: Path) -> 
         info.pax_headers = {"path": "über/" + "p" * 200 + ".jpg"}
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
-    path = write(tmp_path / "a.tar", file.getvalue())
+    path = write_bytes(tmp_path / "a.tar", file.getvalue())
     source = open_source(str(path))
     reader = TarReader(source)
     assert [member.name for member in reader] == ["über/" + "p" * 200 + ".jpg"]
@@ -124,49 +118,9 @@ def test_a_name_that_is_not_utf_8_becomes_text_that_can_be_stored(tmp_path: Path
     data = bytearray(tar_bytes([("caf#.jpg", b"1")]))
     data[3] = 0xE9
     repair_checksum(data)
-    assert Walk(write(tmp_path / "a.tar", data)).members == [("caf\\xe9.jpg", b"1")]
+    assert Walk(write_bytes(tmp_path / "a.tar", data)).members == [("caf\\xe9.jpg", b"1")]
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-def test_gzip_is_known_by_its_magic_and_not_by_its_name(tmp_path: Path, suffix: str) -> None:
-    members = numbered(5)
-    path = write(tmp_path / f"a.{suffix}", gzip.compress(tar_bytes(members)))
-    walk = Walk(path)
-    assert (walk.members, walk.damage, walk.warnings) == (members, None, [])
-
-
-def test_gzip_members_one_after_another_are_read_as_one(tmp_path: Path) -> None:
-    data = tar_bytes(numbered(5))
-    packed = gzip.compress(data[:3000]) + gzip.compress(data[3000:]) + bytes(700)
-    assert Walk(write(tmp_path / "a.tgz", packed)).members == numbered(5)
-
-
-def test_a_cut_gzip_gives_its_whole_members_and_a_damage(tmp_path: Path) -> None:
-    members = [(f"{n}.jpg", os.urandom(2000)) for n in range(40)]
-    packed = gzip.compress(tar_bytes(members))
-    walk = Walk(write(tmp_path / "a.tgz", packed[: len(packed) // 2]))
-    assert walk.damage is not None
-    assert walk.damage.bytes_unread is None
-    assert "the compressed stream ends too early" in str(walk.damage)
-    assert 10 < len(walk.members) < 30
-    assert walk.members == members[: len(walk.members)]
-
-
-def test_a_flipped_bit_in_gzip_is_a_damage(tmp_path: Path) -> None:
-    packed = bytearray(gzip.compress(tar_bytes([("a.jpg", os.urandom(5000)), ("b.jpg", bytes(9000))])))
-    packed[-6] ^= 1
-    walk = Walk(write(tmp_path / "a.tgz", packed))
-    assert walk.damage is not None
-    assert "gzip" in str(walk.damage)
-
-
-def test_bytes_after_gzip_are_a_warning(tmp_path: Path) -> None:
-    walk = Walk(write(tmp_path / "a.tgz", gzip.compress(tar_bytes(numbered(2))) + b"tail"))
-    assert walk.damage is None
-    assert walk.warnings == ["4 bytes after the end of the gzip stream were ignored"]
-
-
-# Two members: header at 0, data at 512 (700 bytes, padded to 1024), header at 1536, data at 2048, zeros from 2560.
 TWO = tar_bytes([("a.jpg", b"a" * 700), ("b.jpg", b"b" * 500)])
 
 
@@ -192,7 +146,7 @@ TWO = tar_bytes([("a.jpg", b"a" * 700), ("b.jpg", b"b" * 500)])
 def test_a_tar_cut_anywhere_gives_its_whole_members_and_a_damage(
     tmp_path: Path, length: int, num_whole: int, offset: int | None
 ) -> None:
-    walk = Walk(write(tmp_path / "a.tar", TWO[:length]))
+    walk = Walk(write_bytes(tmp_path / "a.tar", TWO[:length]))
     assert [name for name, _ in walk.members] == ["a.jpg", "b.jpg"][:num_whole]
     assert walk.damage is not None
     assert not walk.damage.retryable
@@ -203,14 +157,14 @@ def test_a_tar_cut_anywhere_gives_its_whole_members_and_a_damage(
 
 @pytest.mark.parametrize("length", [3072, 3584, 4000, 10240])
 def test_a_tar_with_a_mark_of_its_end_is_whole(tmp_path: Path, length: int) -> None:
-    walk = Walk(write(tmp_path / "a.tar", TWO[:length]))
+    walk = Walk(write_bytes(tmp_path / "a.tar", TWO[:length]))
     assert walk.damage is None
     assert len(walk.members) == 2
 
 
 def test_no_cut_loses_a_member_in_silence(tmp_path: Path) -> None:
     for length in range(0, len(TWO), 37):
-        cut = Walk(write(tmp_path / "cut.tar", TWO[:length]))
+        cut = Walk(write_bytes(tmp_path / "cut.tar", TWO[:length]))
         assert len(cut.members) == 2 or cut.damage is not None, length
 
 
@@ -221,7 +175,7 @@ def test_no_flipped_bit_of_a_header_loses_a_member_in_silence(tmp_path: Path) ->
             for bit in range(8):
                 flipped = bytearray(TWO)
                 flipped[start + position] ^= 1 << bit
-                walk = Walk(write(tmp_path / "flipped.tar", flipped))
+                walk = Walk(write_bytes(tmp_path / "flipped.tar", flipped))
                 if walk.damage is None:
                     unnoticed.add((position, bit))
                     assert walk.members == [("a.jpg", b"a" * 700), ("b.jpg", b"b" * 500)]
@@ -232,7 +186,7 @@ def test_no_flipped_bit_of_a_header_loses_a_member_in_silence(tmp_path: Path) ->
 
 
 def test_a_zeroed_header_is_a_damage_and_not_the_end(tmp_path: Path) -> None:
-    walk = Walk(write(tmp_path / "a.tar", TWO[:1536] + bytes(512) + TWO[2048:]))
+    walk = Walk(write_bytes(tmp_path / "a.tar", TWO[:1536] + bytes(512) + TWO[2048:]))
     assert walk.damage is not None
     assert (walk.damage.offset, walk.damage.bytes_unread) == (1536, 10240 - 1536)
 
@@ -240,14 +194,14 @@ def test_a_zeroed_header_is_a_damage_and_not_the_end(tmp_path: Path) -> None:
 def test_a_zeroed_stretch_with_headers_behind_it_is_a_damage(tmp_path: Path) -> None:
     data = bytearray(tar_bytes([(f"{n}.jpg", os.urandom(3000)) for n in range(6)]))
     data[3584 : 3584 + 1024] = bytes(1024)
-    walk = Walk(write(tmp_path / "a.tar", data))
+    walk = Walk(write_bytes(tmp_path / "a.tar", data))
     assert [name for name, _ in walk.members] == ["0.jpg"]
     assert walk.damage is not None
     assert walk.damage.offset == 3584
 
 
 def test_garbage_after_the_end_is_a_warning(tmp_path: Path) -> None:
-    walk = Walk(write(tmp_path / "a.tar", TWO + b"garbage" * 300))
+    walk = Walk(write_bytes(tmp_path / "a.tar", TWO + b"garbage" * 300))
     assert walk.damage is None
     assert len(walk.members) == 2
     assert walk.warnings == ["2100 bytes after the archive's end, at byte 10240, were ignored"]
@@ -255,7 +209,7 @@ def test_garbage_after_the_end_is_a_warning(tmp_path: Path) -> None:
 
 def test_concatenated_archives_are_read_through(tmp_path: Path) -> None:
     data = tar_bytes(numbered(2)) + tar_bytes(numbered(3, first=2), tarfile.PAX_FORMAT) + tar_bytes([])
-    walk = Walk(write(tmp_path / "a.tar", data))
+    walk = Walk(write_bytes(tmp_path / "a.tar", data))
     assert (walk.members, walk.damage, walk.warnings) == (numbered(5), None, [])
 
 
@@ -270,19 +224,19 @@ def test_concatenated_archives_are_read_through(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_tar_is_said_at_offset_0(tmp_path: Path, data: bytes, words: str) -> None:
-    walk = Walk(write(tmp_path / "a.tar", data))
+    walk = Walk(write_bytes(tmp_path / "a.tar", data))
     assert walk.damage is not None
     assert words in str(walk.damage)
     assert (walk.damage.offset, walk.damage.bytes_unread) == (0, len(data))
 
 
 def test_an_empty_archive_is_whole(tmp_path: Path) -> None:
-    assert Walk(write(tmp_path / "a.tar", tar_bytes([]))).damage is None
+    assert Walk(write_bytes(tmp_path / "a.tar", tar_bytes([]))).damage is None
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_a_retryable_damage(tmp_path: Path) -> None:
     members = [(f"{n:03d}.jpg", os.urandom(100_000)) for n in range(60)]
-    path = write(tmp_path / "a.tar", tar_bytes(members))
+    path = write_bytes(tmp_path / "a.tar", tar_bytes(members))
     source = open_source(str(path))
     reader = TarReader(source)
     read: list[tuple[str, bytes]] = []
@@ -302,7 +256,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_a_retryable_damage(tmp_path: Pa
 
 
 def test_members_that_are_not_read_are_skipped_without_reading_them(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", tar_bytes([("a.bin", bytes(5 << 20)), ("b.jpg", b"1")]))
+    path = write_bytes(tmp_path / "a.tar", tar_bytes([("a.bin", bytes(5 << 20)), ("b.jpg", b"1")]))
     source = open_source(str(path))
     names = [member.name for member in TarReader(source)]
     source.close()
@@ -313,7 +267,7 @@ def test_a_member_larger_than_the_file_fills_no_memory(tmp_path: Path) -> None:
     data = bytearray(TWO)
     data[124:136] = b"\x80" + (1 << 50).to_bytes(11, "big")
     repair_checksum(data)
-    walk = Walk(write(tmp_path / "a.tar", data))
+    walk = Walk(write_bytes(tmp_path / "a.tar", data))
     assert walk.members == []
     assert walk.damage is not None
     assert walk.damage.offset == 0
@@ -323,7 +277,7 @@ def test_an_extended_header_that_announces_too_much_is_a_damage(tmp_path: Path) 
     data = bytearray(tar_bytes([("n" * 150, b"1")], tarfile.GNU_FORMAT))
     data[124:136] = b"%011o\0" % (tar_module.MAX_EXTENSION_BYTES + 1)
     repair_checksum(data)
-    walk = Walk(write(tmp_path / "a.tar", data))
+    walk = Walk(write_bytes(tmp_path / "a.tar", data))
     assert walk.damage is not None
     assert "bytes of names" in str(walk.damage)
 
@@ -333,6 +287,6 @@ def test_damaged_pax_records_are_a_damage(tmp_path: Path, records: bytes) -> Non
     header = bytearray(tar_bytes([("pax", records)]))
     header[156:157] = b"x"
     repair_checksum(header)
-    walk = Walk(write(tmp_path / "a.tar", header[:1024] + TWO))
+    walk = Walk(write_bytes(tmp_path / "a.tar", header[:1024] + TWO))
     assert walk.damage is not None
     assert "PAX records" in str(walk.damage)
