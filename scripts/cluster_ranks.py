@@ -18,6 +18,7 @@ from cluster_files import SimulatedFiles
 from greenlet import greenlet
 
 from geoloc_batch.records import Unit
+from geoloc_batch.store.execution import Totals
 from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
 
 OUT = Path("/shared/out")
@@ -68,7 +69,7 @@ class Process:
         speed: of the rank, 1 for the usual.
         seconds_of: how long a unit takes at speed 1.
         adopt: gives an open ledger its units.
-        is_fresh: whether there are units that nobody has ever taken.
+        fresh_until: when the last unit was taken for the first time, infinity while there are some.
         is_over: whether all units are done, and this process need not find that out.
         on_end: called when it has ended by itself.
     """
@@ -80,7 +81,7 @@ class Process:
     photos: int
     seconds_of: Callable[[Unit], float]
     adopt: Callable[[Ledger], object]
-    is_fresh: Callable[[], bool]
+    fresh_until: Callable[[], float]
     is_over: Callable[[], bool]
     on_end: Callable[[Process], None]
     tally: Tally
@@ -93,6 +94,8 @@ class Process:
     """Asked to end: it takes nothing more."""
     is_complete: bool = False
     """It has seen that everything is done."""
+    totals: Totals | None = None
+    """What it says has come of that."""
     _ledger: Ledger = field(init=False)
     _asked: Handover[bool] = field(init=False)
     _to_work: Handover[Execution | None] = field(init=False)
@@ -139,10 +142,9 @@ class Process:
     def _work(self) -> None:
         execution: Execution | None = None
         while True:
-            began_s, was_fresh = self.clock.now_s, self.is_fresh()
+            began_s = self.clock.now_s
             execution = self._to_work.get()
-            if was_fresh:
-                self.tally.idle_s += self.clock.now_s - began_s
+            self.tally.idle_s += max(0.0, min(self.clock.now_s, self.fresh_until()) - began_s)
             if execution is not None:
                 began_s, seconds = self.clock.now_s, self.seconds_of(execution.unit) / self.speed
                 try:
@@ -170,6 +172,8 @@ class Process:
             else:
                 self.tally.lost += 1
             self.tally.commit_s += self.clock.now_s - began_s
+        if self.is_complete:
+            self.totals = self._ledger.totals()
         self._ledger.close()
         self.until_s = self.clock.now_s
         self.on_end(self)

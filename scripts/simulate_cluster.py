@@ -39,6 +39,7 @@ from report import bar, report, unjudged
 from geoloc_batch.records import Unit
 from geoloc_batch.store.ledger import Ledger
 from geoloc_batch.store.schedule import Order, Schedule
+from geoloc_batch.store.sums import Sums
 
 MANY_UNITS = 5000
 BYTES_PER_PHOTO = 100_000
@@ -143,17 +144,18 @@ def shared(units: Sequence[Unit]) -> Callable[[Cluster, Ledger], None]:
     sources = {unit.index: unit.source for unit in units}
 
     def adopt(cluster: Cluster, ledger: Ledger) -> None:
-        # The plan is read; of the folders of markers, those that are there are listed.
+        # The plan is read; of the folders of markers, those that are there and have no sum are listed.
         model, disk, done = cluster.server.model, cluster.server.disk, f"{ledger.out}/_done"
-        folders = [disk.folders[f"{done}/{name}"] for name in ledger._files.names(ledger.out / "_done")]
+        ledger._done.sums = Sums(ledger._files, ledger.out)
+        ledger._done.learn()
+        names = [name for name in ledger._files.names(ledger.out / "_done") if not ledger._done.is_whole(int(name))]
+        folders = [disk.folders[f"{done}/{name}"] for name in names]
         work = [
             model.work["read"],
             *(model.work["names"] + len(folder.names) / model.entries_per_unit for folder in folders),
         ]
         cluster.clock.wait(sum(cluster.server.charge("names", units) for units in work))
-        ledger.units = units
-        ledger._outcomes = ledger._outcomes_of(sources)
-        ledger._schedule = Schedule(units, ledger._done, order=order)
+        ledger._plan(units, Schedule(units, ledger._done, order=order), sources)
 
     return adopt
 
@@ -162,12 +164,17 @@ def faults_of(cluster: Cluster) -> list[str]:
     """What the disk says."""
     dead = {f"{life.files.owner().pid:08x}" for life in cluster.lives if not life.files.is_alive}
     setting = cluster.setting
+    num_photos = setting.units * setting.photos
     found = faults(cluster.server.disk, setting.units, setting.photos, dead)
     found += [f"{path} was published twice" for path in cluster.republished[:MAX_SHOWN]]
     if not cluster.is_complete:
         found.append(f"after {cluster.clock.now_s:.0f} virtual seconds nothing moves any more, and not all is done")
     if cluster.is_complete and not any(life.is_complete for life in cluster.lives):
         found.append("all is done, and no rank came to know it")
+    for life in cluster.lives:
+        if life.totals is not None and (life.totals.done, life.totals.rows) != (setting.units, num_photos):
+            found.append(f"rank {life.slot} says {life.totals}")
+            break
     return found
 
 

@@ -21,7 +21,7 @@ from geoloc_batch.store.ledger import UnitCounts
 from geoloc_batch.store.marker import Marker
 
 OUT = Path("/shared/out")
-OWN = ("_leases", "_staging", "_done", "_logs", "run.json")
+OWN = ("_leases", "_staging", "_done", "_logs", "_sums", "run.json")
 MAX_EXECUTIONS = 3
 CHANGES = frozenset({"create", "open_empty", "put", "link", "rename", "remove", "remove_folder", "make_folder"})
 
@@ -69,7 +69,7 @@ class Model:
         elif top == "_staging" and name == "rename":
             # An obsolete file has left the results.
             self.look()
-        elif top not in ("_staging", "_logs"):
+        elif top not in ("_staging", "_logs", "_sums"):
             self.look()
 
     def _watch_lease(self, process: Process, name: str, path: Path, goal: Goal) -> None:

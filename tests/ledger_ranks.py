@@ -74,11 +74,22 @@ class Rank:
         if self.task == "first results" or not rounds or (self.task == "any" and self.random.random() < 0.8):
             ledger.adopt_plan(make_units(self.num_units))
             self._work(ledger, [Goal(unit) for unit in range(self.num_units)])
+            if self.is_through and not self._has_failed:
+                self._check_totals(ledger)
         for _ in range(rounds if self.task != "first results" else 0):
             # Meanwhile others may end what this one then takes up.
             self.files.sleep(self.random.choice([0.0, 5.0, 20.0, 300.0]))
             forced = frozenset(unit for unit in sorted(self.model.standing) if self.random.random() < 0.3)
             self._retry(ledger, forced, 0.7)
+
+    def _check_totals(self, ledger: Ledger) -> None:
+        found = ledger.totals()
+        if found.done != self.num_units or found.units != self.num_units:
+            self.model.world.violate(f"all is done, and totals says {found}")
+        if not self.scenario.max_retries and not self.scenario.num_retriers:
+            counts = [self.model.markers[Goal(unit)].counts for unit in range(self.num_units)]
+            if (found.samples, found.rows) != (sum(c.samples for c in counts), sum(c.rows for c in counts)):
+                self.model.world.violate(f"{counts} add up to {found}")
 
     def _retry(self, ledger: Ledger, forced: frozenset[int], chance: float) -> None:
         self._forced = forced

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from geoloc_batch.geo.located import Located
 from geoloc_batch.records import RowError, Sample, Unit, UnitError
-from geoloc_batch.store import tables
+from geoloc_batch.store import adding, done, goal, ledger, schedule, search, sums, tables
 from geoloc_batch.store.files import OsFiles
 from geoloc_batch.store.goal import Goal
 from geoloc_batch.store.ledger import Execution, Ledger, UnitCounts
@@ -25,6 +26,16 @@ NUM_FEATURES = 7
 # Of the run that the fixtures `finished` and `out` hold.
 NUM_FINISHED = 4
 WORKER = "n1-7-r0"
+
+
+def crowd(monkeypatch: pytest.MonkeyPatch, units_in_folder: int = 2) -> None:
+    """Make so few units fill a folder of markers, and of what others have in work look at one at a time."""
+    for room in (goal, done, schedule, sums, adding, ledger):
+        monkeypatch.setattr(room, "THOUSAND", units_in_folder)
+    for room, name in ((search, "SOME_JUDGED"), (search, "SOME_LOOKED_AT"), (ledger, "SOME_STAGED")):
+        monkeypatch.setattr(room, name, 1)
+    monkeypatch.setattr(adding, "STEP", 1)
+    monkeypatch.setattr(adding, "MANY_FOLDERS", 2)
 
 
 def make_units(count: int, *, first: int = 0) -> list[Unit]:

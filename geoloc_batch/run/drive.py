@@ -73,7 +73,7 @@ def drive(
         telemetry.close()
     for note in ledger.notes:
         log.warning("%s", note)
-    totals = ledger.totals()
+    totals = ledger.totals(in_haste=stop.is_set())
     if totals.done < totals.units and not stop.is_set():
         # The units of this call were all seen through: a retry has met a run that was not.
         log.warning(

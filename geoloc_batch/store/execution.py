@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,3 +73,9 @@ class Totals:
             rows=sum(count.rows for count in counts),
             errors=sum(count.errors for count in counts),
         )
+
+    @staticmethod
+    def sum(parts: Iterable[Totals]) -> Totals:
+        """Of units that are in one part each."""
+        columns = zip(*(dataclasses.astuple(part) for part in (Totals.of(0, ()), *parts)), strict=True)
+        return Totals(**dict(zip((field.name for field in dataclasses.fields(Totals)), map(sum, columns), strict=True)))

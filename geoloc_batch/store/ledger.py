@@ -7,6 +7,7 @@ Ranks share nothing but the folder. OUT then holds:
     _leases/{goal}.{slot} who works on what                     (lease.py)
     _staging/{goal}.{token}/  what an execution has written     (commit.py)
     _done/{thousands}/{goal}.json  what is committed            (marker.py)
+    _sums/                what many units add up to             (sums.py)
 
 A goal is a unit's first result, or that of a retry            (goal.py)
 """
@@ -20,19 +21,24 @@ from pathlib import Path
 from typing import Literal
 
 from geoloc_batch.records import Unit
+from geoloc_batch.store.adding import MANY_UNITS, Adding, totals_of, totals_of_own
 from geoloc_batch.store.adoption import adopt
 from geoloc_batch.store.commit import Commits
 from geoloc_batch.store.done import Done
-from geoloc_batch.store.execution import Execution, Held, Totals
+from geoloc_batch.store.execution import Execution, Totals
 from geoloc_batch.store.files import FilePort, OsFiles
+from geoloc_batch.store.goal import THOUSAND
+from geoloc_batch.store.hands import Hands
 from geoloc_batch.store.lease import Leases
 from geoloc_batch.store.marker import UnitCounts, read_marker
 from geoloc_batch.store.outcome import Outcomes, notes_of
 from geoloc_batch.store.pin import config_hash, pin_config, prepare_folder, refuse_object_store
 from geoloc_batch.store.publish import JsonValue
 from geoloc_batch.store.retry import retried
-from geoloc_batch.store.schedule import Candidate, Schedule, judge, looked_at
-from geoloc_batch.store.some import SOME_LOOKED_AT, SOME_STAGED, Looks, some
+from geoloc_batch.store.schedule import Schedule
+from geoloc_batch.store.search import Search
+from geoloc_batch.store.some import SOME_STAGED
+from geoloc_batch.store.sums import Sums
 
 __all__ = ["Execution", "Ledger", "Totals", "UnitCounts"]
 
@@ -72,9 +78,7 @@ class Ledger:
         self._max_executions = max_executions
         self._make_leases = partial(Leases, beat_s=beat_s, stale_beats=stale_beats, worker=worker)
         self._turn = threading.Lock()
-        self._lock = threading.Lock()
-        self._held: dict[str, Held] = {}
-        self._looks = Looks(self._files.monotonic)
+        self._adding: Adding | None = None
         self._is_open = False
 
     def open(self, pinned: Mapping[str, JsonValue], *, adoptable: Collection[str] = ()) -> dict[str, JsonValue]:
@@ -95,8 +99,8 @@ class Ledger:
         self._config_hash = config_hash(config)
         self._leases = self._make_leases(self._files, self.out / "_leases")
         self._commits = Commits(self._files, self.out, has_links=has_links)
+        self._hands = Hands(self._files, self._leases, self._commits)
         self._done = Done(self._files, self.out)
-        self._schedule = Schedule(())
         self.units: Sequence[Unit] = ()
         """Those of this call, as they are pinned; of a retry all that are planned."""
         self._is_open = True
@@ -119,10 +123,11 @@ class Ledger:
             OutputError: a source was pinned in another way, and not all of it is done; or the plan was removed.
         """
         assert self._is_open, "open() comes first"
+        self._done.sums = Sums(self._files, self.out)
+        # What is found now holds for a while; what is found later for as long as we live.
+        self._done.learn()
         adopted = adopt(self._files, self.out, units, self._done, has_links=self._commits.has_links)
-        self._outcomes = self._outcomes_of(adopted.sources)
-        self.units = adopted.units
-        self._schedule = Schedule(adopted.units, self._done)
+        self._plan(adopted.units, Schedule(adopted.units, self._done), adopted.sources)
         self.warnings = adopted.warnings
         return adopted.units
 
@@ -143,18 +148,30 @@ class Ledger:
         """
         assert self._is_open, "open() comes first"
         found = retried(self._files, self.out, self._done, choose, forced)
-        self.units = found.planned
         self._done = Done(self._files, self.out)
         self._done.retries = found.retries
-        self._outcomes = self._outcomes_of({unit.index: unit.source for unit in found.planned}, forced)
-        self._schedule = Schedule(found.units, self._done)
+        sources = {unit.index: unit.source for unit in found.planned}
+        self._plan(found.planned, Schedule(found.units, self._done), sources, forced)
         self.warnings = found.warnings
         return found.units
 
-    def _outcomes_of(self, sources: Mapping[int, str], forced: Collection[int] = ()) -> Outcomes:
+    def _plan(
+        self, units: Sequence[Unit], schedule: Schedule, sources: Mapping[int, str], forced: Collection[int] = ()
+    ) -> None:
+        self.units = units
+        self._schedule = schedule
         self._done.sources = sources
-        return Outcomes(
+        if len(units) <= THOUSAND:
+            self._done.sums = None
+        sums = self._done.sums
+        self._adding = Adding(self._files, self.out, self._leases, self._done, sums) if sums is not None else None
+        if sums is not None and units[-1].index == len(units) - 1:
+            self._done.num_first = len(units)
+        self._outcomes = Outcomes(
             commits=self._commits, config=self._config_hash, sources=sources, forced=forced, worker=self._leases.worker
+        )
+        self._search = Search(
+            self._files, self._leases, self._done, self._hands, self._outcomes, schedule, self._max_executions
         )
 
     def acquire(self) -> Execution | Literal["wait"] | None:
@@ -168,75 +185,15 @@ class Ledger:
             blamed for it. So "wait" is also the answer while such a unit is in hand.
         """
         with self._turn:
-            if any(held.is_suspect for held in self._hands()) or not self._looks.begin():
+            if any(held.is_suspect for held in self._hands.all()):
                 return "wait"
-            found = self._acquire_fresh()
-            if not isinstance(found, Execution):
-                # Of very many units not only when all were tried, or those of the dead would wait for that.
-                found = self._acquire_left_over() or found
+            is_time = self._search.is_time()
+            found = self._search.look() if is_time else "wait"
             if found is None:  # Some rank may have died between its marker and its moves.
                 self._commits.sweep(self._leases)
-            self._looks.end(in_vain=found == "wait")
+            if found == "wait" and self._adding is not None and not self._hands.all():
+                self._adding.go_on(may_begin=is_time)
             return found
-
-    def _acquire_fresh(self) -> Execution | Literal["wait"] | None:
-        """From the units that this rank has not tried; None where all were."""
-        while self._schedule.has_fresh and not self._looks.is_long():
-            unit = self._schedule.next_fresh()
-            is_free = unit is not None and not self._done.look(unit.index)
-            if unit and is_free and (execution := self._take(unit, 1, is_suspect=False)) is not None:
-                self._schedule.hit()
-                return execution
-        return "wait" if self._schedule.has_fresh else None
-
-    def _acquire_left_over(self) -> Execution | Literal["wait"] | None:
-        """From the units that others have, or had; where these are many, from some of them, others each time."""
-        self._done.look_all(unit.index for unit in some(self._schedule.left_over(self._done), SOME_LOOKED_AT))
-        left = self._schedule.left_over(self._done)
-        if left:
-            now_ns = self._leases.server_now_ns()
-            for candidate in judge(*looked_at(left, self._done.goal, self._leases, now_ns, self._max_executions)):
-                if (execution := self._take_candidate(candidate, now_ns)) is not None:
-                    return execution
-        is_done = not self._hands() and all(unit.index in self._done for unit in left)
-        return None if is_done else "wait"
-
-    def _take_candidate(self, candidate: Candidate, now_ns: int) -> Execution | None:
-        if candidate.why == "quarantine":
-            goal = self._done.goal(candidate.unit.index)
-            self._outcomes.quarantine(candidate.unit, goal, self._files.token(), self._max_executions)
-            self._done.look(goal.unit)
-            return None
-        if candidate.why == "unleased":
-            # It may have been done, and its lease given back, between our two looks.
-            is_done = self._done.look(candidate.unit.index)
-            return None if is_done else self._take(candidate.unit, candidate.slot, is_suspect=False)
-        if self._hands():
-            return None
-        if candidate.why == "slow":
-            self._schedule.learn_from_others(self._done.marker)
-            if not self._schedule.is_slow(candidate, now_ns, self._leases.stale_s):
-                return None
-        return self._take(candidate.unit, candidate.slot, is_suspect=candidate.why == "left by the dead")
-
-    def _take(self, unit: Unit, slot: int, *, is_suspect: bool) -> Execution | None:
-        token, goal = self._files.token(), self._done.goal(unit.index)
-        if (lease := self._leases.take(goal, slot, token)) is None:
-            return None
-        # A winner publishes its marker before it gives its lease back: a lease on a finished unit shows here.
-        if self._done.look(unit.index):
-            self._leases.give_back(token)
-            return None
-        staging = self._commits.staging(goal, token)
-        execution = Execution(unit, goal, token, slot, staging, self._files, lease.taken_ns)
-        try:
-            self._files.make_folder(execution.staging)
-        except OSError:
-            self._leases.give_back(token)
-            raise
-        with self._lock:
-            self._held[token] = Held(execution, self._files.monotonic(), is_suspect)
-        return execution
 
     def commit(
         self, execution: Execution, outputs: Sequence[str], counts: UnitCounts, *, limiting_stage: str = ""
@@ -258,7 +215,7 @@ class Ledger:
         unit, marker = execution.unit, None
         if not self._done.look(unit.index):
             try:
-                seconds = self._files.monotonic() - self._held[execution.token].since_s
+                seconds = self._hands.seconds(execution)
                 made = self._outcomes.committed(execution, outputs, counts, seconds, limiting_stage)
                 marker = made if self._commits.publish_marker(made) else None
             except FileNotFoundError:
@@ -266,14 +223,14 @@ class Ledger:
                 if not self._done.look(unit.index) and self._files.stat(execution.staging) is not None:
                     raise
         if marker is None:
-            self._commits.clear(execution.goal, execution.token)
+            self._hands.clear(execution)
         else:
             self._commits.move_in(marker)
             self._done.add(marker)
             self.kept += [marker.unit] * marker.kept
             self.notes += notes_of(marker, counts)
             self._schedule.learn(unit, marker.seconds)
-        self._let_go(execution)
+        self._hands.let_go(execution)
         return marker is not None
 
     def is_lost(self, execution: Execution) -> bool:
@@ -283,24 +240,27 @@ class Ledger:
 
     def abandon(self, execution: Execution) -> None:
         """Give a unit back. It counts towards no quarantine and comes first at the next acquire."""
-        self._commits.clear(execution.goal, execution.token)
-        self._let_go(execution)
+        self._hands.clear(execution)
+        self._hands.let_go(execution)
         self._schedule.put_back(execution.unit)
 
-    def _let_go(self, execution: Execution) -> None:
-        self._leases.give_back(execution.token)
-        with self._lock:
-            self._held.pop(execution.token, None)
-
-    def totals(self) -> Totals:
+    def totals(self, *, in_haste: bool = False) -> Totals:
         """Sums over the adopted units, from their markers; others in OUT do not count.
+
+        Args:
+            in_haste: this process is to end before all is done. Of very many units only its own are summed up then, for
+                reading the markers of all the others would outlast the time that it is given.
 
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
-        self._done.look_all(unit.index for unit in self.units)
-        counts = [marker.counts for unit in self.units if (marker := self._done.marker(unit.index)) is not None]
-        return Totals.of(len(self.units), counts)
+        units = [unit.index for unit in self.units]
+        if in_haste and len(units) > MANY_UNITS and not all(unit in self._done for unit in units):
+            return totals_of_own(self._done, units)
+        if self._adding is not None:
+            return self._adding.totals(units)
+        self._done.look_all(units)
+        return totals_of(self._done, units)
 
     def close(self) -> None:
         """Give back what is still held and stop the heartbeat. The ledger cannot be used after it."""
@@ -308,13 +268,11 @@ class Ledger:
             return
         self._is_open = False
         try:
-            for held in self._hands():
-                self._commits.clear(held.execution.goal, held.execution.token)
-                self._let_go(held.execution)
+            for held in self._hands.all():
+                self._hands.clear(held.execution)
+                self._hands.let_go(held.execution)
+            if self._adding is not None:
+                self._adding.close()
         finally:
             # Whatever fails above: what is left must grow stale, so that others take it up.
             self._leases.close()
-
-    def _hands(self) -> list[Held]:
-        with self._lock:
-            return list(self._held.values())

@@ -25,6 +25,8 @@ from geoloc_batch.store.publish import (
 RUN_FILE = "run.json"
 LAYOUT = 1
 OWN_FOLDERS = ("_staging", "_leases", "_done", "_logs")
+SUMS = "_sums"
+"""Made by the first rank that has something to add up."""
 PACKED = "_shards"
 """Folder below OUT for photos that were packed on the fly; made before the ledger is opened."""
 # What filesystems and file servers put into folders by themselves.
@@ -88,7 +90,7 @@ def prepare_folder(files: FilePort, out: Path) -> bool:
 
 def refuse_foreign(out: Path, names: Iterable[str]) -> None:
     """Raise OutputError where a folder without run.json holds `names` that are none of ours."""
-    ours = {*OWN_FOLDERS, PACKED, RUN_FILE}
+    ours = {*OWN_FOLDERS, SUMS, PACKED, RUN_FILE}
     foreign = [name for name in names if name not in ours and not FOREIGN_BUT_HARMLESS.fullmatch(name)]
     if foreign:
         raise OutputError(f"--out {out} holds {foreign[0]!r} and was not made by geoloc; give a new or an empty folder")

@@ -16,7 +16,7 @@ from geoloc_batch.store.done import Done
 from geoloc_batch.store.goal import THOUSAND, Goal
 from geoloc_batch.store.lease import SECOND_NS, Lease, Leases
 from geoloc_batch.store.marker import Marker
-from geoloc_batch.store.some import SOME_JUDGED, some
+from geoloc_batch.store.some import SOME_GROUPS, some
 
 SLOW_FACTOR = 3.0
 MAX_PACES = 64
@@ -86,6 +86,8 @@ class Schedule:
         self._groups = deque(random.sample(self.order.groups, len(self.order.groups)))
         self._fresh: deque[Unit] = deque()
         self._num_misses = 0
+        self.is_news = False
+        """Whether the units that come next were just seen not to be done."""
         # A unit is put back by another thread than the one that looks for the next.
         self._back: deque[Unit] = deque()
         self._taken: dict[int, Unit] = {}
@@ -109,7 +111,7 @@ class Schedule:
             return self._back.pop()
         if not self._fresh and self._groups:
             self._num_misses = 0
-            self._fresh = self._not_done(self._groups.popleft())
+            self._fresh = self._fullest()
         elif self.order.is_long and self._num_misses and self._num_misses % MAX_MISSES == 0:
             # Others are at work along here: further on, the further the more they are.
             if self._num_misses % MANY_MISSES == 0:
@@ -122,9 +124,20 @@ class Schedule:
         self._taken[unit.index] = unit
         return unit
 
+    def _fullest(self) -> deque[Unit]:
+        """Of the next few folders the one with the most to do: so that none is left over when all others are done."""
+        found = [self._not_done(self._groups.popleft()) for _ in range(min(SOME_GROUPS, len(self._groups)))]
+        found.sort(key=len)
+        fullest = found.pop()
+        self._groups.extend(units for units in found if units)
+        return fullest
+
     def _not_done(self, units: Sequence[Unit]) -> deque[Unit]:
-        if self.order.is_long and isinstance(self._done, Done):
+        if units and self.order.is_long and isinstance(self._done, Done):
+            if self._done.is_whole(units[0].index // THOUSAND):
+                return deque()
             self._done.look_all(unit.index for unit in units)
+            self.is_news = True
         return deque(unit for unit in units if unit.index not in self._done)
 
     def hit(self) -> None:
@@ -137,10 +150,17 @@ class Schedule:
         """A unit that was given back comes next."""
         self._back.append(unit)
 
-    def left_over(self, done: Container[int]) -> list[Unit]:
-        """Units tried and not done, largest first."""
-        self._taken = {index: unit for index, unit in self._taken.items() if index not in done}
-        return largest_first(self._taken.values(), self.order.usual_bytes)
+    def left_over(self, done: Container[int], count: int) -> list[Unit]:
+        """Units tried and not done, largest first; of a long plan at most `count`, by chance."""
+        asked = self._some_taken(count)
+        if all(index in done for index in asked):
+            self._taken = {index: unit for index, unit in self._taken.items() if index not in done}
+            asked = self._some_taken(count)
+        return largest_first((self._taken[index] for index in asked if index not in done), self.order.usual_bytes)
+
+    def _some_taken(self, count: int) -> Sequence[int]:
+        taken = list(self._taken)
+        return some(taken, count) if self.order.is_long else taken
 
     def learn(self, unit: Unit, seconds: float) -> None:
         """Note how long a unit took."""
@@ -164,17 +184,13 @@ class Schedule:
 
 
 def looked_at(
-    left: Sequence[Unit], goal: Callable[[int], Goal], leases: Leases, now_ns: int, max_executions: int
+    left: Sequence[Unit], goal: Callable[[int], Goal], leases: Leases, now_ns: int, max_executions: int, *, is_all: bool
 ) -> tuple[Sequence[Unit], Mapping[int, Sequence[Lease]], Mapping[Path, bool], int]:
-    """For `judge`: units that are not done, or some of them where they are many, their leases, and which are live."""
-    asked = some(left, SOME_JUDGED)
-    if len(asked) < len(left):
-        everything = leases.of((goal(unit.index) for unit in asked), max_executions)
-    else:
-        everything = leases.all()
-    found = {unit.index: everything.get(goal(unit.index), []) for unit in asked}
+    """For `judge`: units that are not done, their leases, and which are live. For `is_all` the folder is listed."""
+    everything = leases.all() if is_all else leases.of((goal(unit.index) for unit in left), max_executions)
+    found = {unit.index: everything.get(goal(unit.index), []) for unit in left}
     is_live = {lease.path: leases.is_live(lease, now_ns) for of_unit in found.values() for lease in of_unit}
-    return asked, found, is_live, max_executions
+    return left, found, is_live, max_executions
 
 
 def judge(

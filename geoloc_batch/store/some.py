@@ -8,9 +8,10 @@ from typing import TypeVar
 
 Thing = TypeVar("Thing")
 
-SOME_STAGED, SOME_LOOKED_AT, SOME_JUDGED, SOME_CLOCKS = 16, 32, 8, 16
+SOME_STAGED, SOME_GROUPS, SOME_TRIED, SOME_LOOKED_AT, SOME_JUDGED, SOME_CLOCKS = 16, 3, 32, 8, 4, 16
 """Of what others have in work, at most so much is looked at at once."""
 LOOK_S, PROMPT_S, REST_FACTOR = 1.0, 0.1, 4.0
+IDLE_SHARE, LONGEST_REST_S = 0.25, 15.0
 
 
 def some(things: Sequence[Thing], count: int) -> Sequence[Thing]:
@@ -21,24 +22,38 @@ def some(things: Sequence[Thing], count: int) -> Sequence[Thing]:
 class Looks:
     """How long a rank looks for work, and how long it rests where that was in vain.
 
-    Where looking takes long, too many look, and those who have work need the file server.
+    Where looking takes long, too many look, and those who have work need the file server. Of a long plan there may be
+    thousands who look: each does so the more seldom the longer it has found nothing.
     """
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(self, now_s: Callable[[], float], *, is_long: bool) -> None:
         self._now_s = now_s
+        self._is_long = is_long
         self._began_s = self._rest_until_s = float("-inf")
+        self._idle_since_s: float | None = None
+        self._num_tries = 0
 
     def begin(self) -> bool:
         """Whether it is time to look."""
-        self._began_s = self._now_s()
+        self._began_s, self._num_tries = self._now_s(), 0
         return self._began_s >= self._rest_until_s
 
-    def is_long(self) -> bool:
-        """Whether this look has lasted long enough."""
-        return self._now_s() - self._began_s > LOOK_S
+    def goes_on(self) -> bool:
+        """Whether one more unit is to be tried in this look: many, and fewer once a look has been in vain."""
+        self._num_tries += 1
+        is_idle = self._is_long and self._idle_since_s is not None
+        return self._now_s() - self._began_s <= LOOK_S and (not is_idle or self._num_tries <= SOME_TRIED)
 
     def end(self, *, in_vain: bool) -> None:
-        """Rest after what was in vain and not prompt, in proportion."""
+        """Rest after what was in vain, in proportion."""
+        if not in_vain:
+            self._idle_since_s = None
+            return
         ended_s = self._now_s()
-        if in_vain and ended_s - self._began_s > PROMPT_S:
-            self._rest_until_s = ended_s + REST_FACTOR * (ended_s - self._began_s)
+        if self._idle_since_s is None:
+            self._idle_since_s = self._began_s
+        took_s = ended_s - self._began_s
+        rest_s = REST_FACTOR * took_s if took_s > PROMPT_S else 0.0
+        if self._is_long:
+            rest_s = max(rest_s, min(IDLE_SHARE * (ended_s - self._idle_since_s), LONGEST_REST_S))
+        self._rest_until_s = ended_s + rest_s

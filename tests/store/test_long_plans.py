@@ -12,20 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_ranks import run_scenario
 from ledger_scenarios import make_retry_duel, make_scenario
-from store_samples import make_units
+from store_samples import crowd, make_units
 
-from geoloc_batch.store import ledger, schedule
+from geoloc_batch.store import schedule
 from geoloc_batch.store.schedule import Schedule
 from geoloc_batch.store.some import some
 
 
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two units are a long plan, and of what others have one is looked at, not all."""
-    monkeypatch.setattr(schedule, "THOUSAND", 2)
-    monkeypatch.setattr(schedule, "SOME_JUDGED", 1)
-    monkeypatch.setattr(ledger, "SOME_LOOKED_AT", 1)
-    monkeypatch.setattr(ledger, "SOME_STAGED", 1)
+    """Two units fill a folder, more are a long plan, and of what others have one is looked at, not all."""
+    crowd(monkeypatch)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -46,7 +43,7 @@ def test_a_rank_comes_to_every_unit_that_is_not_done_once(
                 plan.hit()
     assert order.is_long == (num_units - len(done) > 2)
     assert sorted(found) == [unit.index for unit in units if unit.index not in done]
-    assert [unit.index for unit in plan.left_over(set(found))] == []
+    assert [unit.index for unit in plan.left_over(set(found), 1)] == []
     assert plan.next_fresh() is None
 
 
