@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from model_sizes import LARGE_SIZE, SMALL_SIZE, ModelSize, vision_config
 from torch import Tensor
 
 from geoloc_batch.model.checkpoint import ClipConfig, Normalization, TowerConfig
@@ -25,15 +26,9 @@ TEXT = TowerConfig(width=64, mlp_width=64, layers=1, heads=1, activation="quick_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(ModelSize):
     """One model at one batch size."""
 
-    name: str
-    layers: int
-    width: int
-    patch: int
-    side: int
-    batch: int
     precisions: tuple[str, ...]
     """Of ours; the baselines run in the first."""
 
@@ -46,13 +41,13 @@ class Case:
         return self.layers * layer + 2 * patches * 3 * self.patch**2 * self.width
 
 
-SMALL = Case(name="ViT 4x384", layers=4, width=384, patch=32, side=224, batch=32, precisions=("fp32",))
+SMALL = Case(**vars(SMALL_SIZE), precisions=("fp32",))
 
 
 BASE = Case(name="ViT-B/32", layers=12, width=768, patch=32, side=224, batch=32, precisions=("fp32", "bf16"))
 
 
-LARGE = Case(name="ViT-L/14-336", layers=24, width=1024, patch=14, side=336, batch=256, precisions=("bf16",))
+LARGE = Case(**vars(LARGE_SIZE), precisions=("bf16",))
 
 
 TINY = Case(name="ViT 2x64", layers=2, width=64, patch=8, side=32, batch=4, precisions=("fp32", "bf16"))
@@ -64,7 +59,7 @@ def make_clip(case: Case) -> Clip:
         width=case.width,
         mlp_width=4 * case.width,
         layers=case.layers,
-        heads=case.width // 64,
+        heads=case.heads,
         activation="quick_gelu",
         norm_eps=1e-5,
     )
@@ -158,17 +153,9 @@ def open_clip_tower(clip: Clip) -> Any:
 
 def transformers_tower(case: Case) -> Any:
     """A CLIP image tower of transformers with random weights, attention by SDPA."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPVisionModel
 
-    config = CLIPVisionConfig(
-        hidden_size=case.width,
-        intermediate_size=4 * case.width,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.width // 64,
-        image_size=case.side,
-        patch_size=case.patch,
-        attn_implementation="sdpa",
-    )
+    config = vision_config(case, attn_implementation="sdpa")
     return CLIPVisionModel(config).eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from model_sizes import LARGE_SIZE, SMALL_SIZE, ModelSize, vision_config
 from quick_start import processor_for
 from stream_photos import write_shard
 
@@ -16,15 +17,9 @@ NUM_CELLS = 1898
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(ModelSize):
     """One model, and how much of it is measured."""
 
-    name: str
-    layers: int
-    width: int
-    patch: int
-    side: int
-    batch: int
     precision: str
     photos: int
     """Of each round."""
@@ -33,31 +28,11 @@ class Case:
     """Of these, how many the quick start's loop gets."""
     model_seconds: float
     """At least, of the encoder alone, before and after each round."""
-    heads: int
 
 
-SMALL = Case(
-    name="ViT 4x384",
-    layers=4,
-    width=384,
-    heads=6,
-    patch=32,
-    side=224,
-    batch=32,
-    precision="fp32",
-    photos=256,
-    per_shard=64,
-    quick_photos=256,
-    model_seconds=0.5,
-)
+SMALL = Case(**vars(SMALL_SIZE), precision="fp32", photos=256, per_shard=64, quick_photos=256, model_seconds=0.5)
 LARGE = Case(
-    name="ViT-L/14-336",
-    layers=24,
-    width=1024,
-    heads=16,
-    patch=14,
-    side=336,
-    batch=256,
+    **vars(LARGE_SIZE),
     precision="bf16",
     # About 18 s at 1,345 images/s: filling and emptying the pipeline, about a batch, is to count for little.
     photos=24576,
@@ -65,9 +40,7 @@ LARGE = Case(
     quick_photos=128,
     model_seconds=3.0,
 )
-TINY = replace(
-    SMALL, name="ViT 1x64", layers=1, width=64, heads=1, photos=48, per_shard=32, quick_photos=32, model_seconds=0.1
-)
+TINY = replace(SMALL, name="ViT 1x64", layers=1, width=64, photos=48, per_shard=32, quick_photos=32, model_seconds=0.1)
 
 
 def make_shards(case: Case, folder: Path, photos: Sequence[bytes]) -> None:
@@ -81,17 +54,9 @@ def make_shards(case: Case, folder: Path, photos: Sequence[bytes]) -> None:
 
 def make_parts(case: Case, folder: Path) -> None:
     """A checkpoint and a head with random weights, in the published formats."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=case.width,
-        intermediate_size=4 * case.width,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.heads,
-        image_size=case.side,
-        patch_size=case.patch,
-    )
     text = CLIPTextConfig(
         vocab_size=64,
         hidden_size=32,
@@ -101,7 +66,8 @@ def make_parts(case: Case, folder: Path) -> None:
         bos_token_id=62,
         eos_token_id=63,
     )
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(folder / "clip")
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_config(case).to_dict())
+    CLIPModel(config).save_pretrained(folder / "clip")
     processor_for(case.side).save_pretrained(folder / "clip")
     state = {
         "head.0.weight": torch.ones(case.width),
