@@ -80,7 +80,7 @@ class Job:
             settings, found = group.from_first(lambda: self._begin(recipe, folder))
             if found is not None:
                 return found
-            self._check_inputs(self._settings(recipe, folder), settings)
+            self._check_inputs(recipe, settings)
             task = self._task(recipe, folder)
             state = group.from_first(lambda: self._state(task, folder))
             self._check_features(task.features, {state.features_sha256: folder})
@@ -129,10 +129,10 @@ class Job:
             log.info("going on after epoch %d of %d", state.epoch, self._config.fit.epochs)
         return state
 
-    def _check_inputs(self, own: dict[str, Any], settings: dict[str, Any]) -> None:
+    def _check_inputs(self, recipe: Recipe, settings: dict[str, Any]) -> None:
         """Refuse to train with ranks that were given, or see, other inputs than the first."""
         # What the first resolved holds for all, whatever their CPUs are good at.
-        differing = list(differences(settings, {**own, "precision": settings["precision"]}))
+        differing = list(differences(settings, {**self._told(recipe), "precision": settings["precision"]}))
         if differing:
             raise InputError(
                 f"rank {self._group.rank} has other inputs than the first rank: {'; '.join(differing)}. Give all the "
@@ -140,12 +140,17 @@ class Job:
             )
 
     def _settings(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
-        """Everything that decides what the head is."""
+        """Everything that decides what the head is; what is left open may be pinned in the folder: the first rank's."""
+        settings = self._told(recipe)
+        if settings["precision"] == "auto":
+            pinned = read_json(folder / SETTINGS) or {}
+            settings["precision"] = pinned.get("precision", auto_precision(self._group.device))
+        return settings
+
+    def _told(self, recipe: Recipe) -> dict[str, Any]:
+        """The settings as the command and its inputs tell them, the precision perhaps still open."""
         fit_settings = asdict(self._config.fit)
         del fit_settings["hold"]
-        if fit_settings["precision"] == "auto":
-            pinned = read_json(folder / SETTINGS) or {}
-            fit_settings["precision"] = pinned.get("precision", auto_precision(self._group.device))
         warm = self._inputs.warm
         fit_settings["warm_start"] = None if warm is None else warm.sha256
         places, origin = self._inputs.places, self._inputs.places.origin

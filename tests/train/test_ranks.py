@@ -158,3 +158,18 @@ def test_what_the_first_rank_refuses_all_refuse_and_an_error_of_another_ends_it(
         "rank 1 has other inputs than the first rank: seed",
     ):
         assert words in told
+
+
+@pytest.mark.slow
+def test_the_first_rank_alone_reads_what_is_pinned(world: World, tmp_path: Path) -> None:
+    first, second = ([*flags_of(world, tmp_path / name, *FLAGS), "--precision", "auto"] for name in ("first", "second"))
+    (tmp_path / "second").mkdir()
+    # What a node sees that OUT's disk is not mounted on: here a file that no rank could read.
+    (tmp_path / "second" / "train.json").write_text("nothing of ours")
+    assert main([*first, "--epochs", "1", "--precision", "bf16"]) == 0
+    (tmp_path / "first" / "head.json").unlink()
+    ended = train_all({"size": 2, "arguments": [*first, "--epochs", "1"], "others": [*second, "--epochs", "1"]})
+    assert [each.codes for each in ended] == [[0, 0]]
+    # Pinned before, whatever auto stands for here.
+    assert json.loads((tmp_path / "first" / "head.json").read_text())["train"]["precision"] == "bf16"
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["train.json"]
