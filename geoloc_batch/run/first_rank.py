@@ -7,14 +7,16 @@ work alone: run.json is what decides, whoever comes second there adopts.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
+from geoloc_batch.errors import OutputError
 from geoloc_batch.model.choice import is_measured
 from geoloc_batch.model.config import EncoderConfig
 from geoloc_batch.model.turn import turn
@@ -44,7 +46,7 @@ def agreed(
         wait_s: seconds to wait for it; then this rank finds for itself.
 
     Raises:
-        OutputError: OUT cannot be used, or is none of ours.
+        OutputError: OUT cannot be used, is none of ours, or pins a setting to what no run pins.
         StopRequested: a stop was asked for while it waited.
     """
     pinned = _pinned(out)
@@ -59,9 +61,9 @@ def agreed(
                 )
             except OSError as error:
                 log.info("%s cannot be opened (%s): this process is %s for itself", lock, error.strerror, what)
-            yield _adopted(config, _pinned(out))
+            yield _adopted(config, out, _pinned(out))
     else:
-        yield _adopted(config, pinned)
+        yield _adopted(config, out, pinned)
 
 
 def _pinned(out: Path) -> Mapping[str, Any] | None:
@@ -73,10 +75,28 @@ def _pinned(out: Path) -> Mapping[str, Any] | None:
     return None if data is None else parse_run(out / RUN_FILE, data)
 
 
-def _adopted(config: EncoderConfig, pinned: Mapping[str, Any] | None) -> EncoderConfig:
+def _adopted(config: EncoderConfig, out: Path, pinned: Mapping[str, Any] | None) -> EncoderConfig:
     if pinned is None:
         return config
     adopted = {name: pinned[name] for name in left_open(config) if name in pinned}
+    for name, value in adopted.items():
+        _check_value(out / RUN_FILE, name, value)
     if adopted:
         log.info("adopting what the first rank pinned: %s", adopted)
     return adopt_settings(config, pinned)
+
+
+def _check_value(path: Path, name: str, value: Any) -> None:
+    """Raise OutputError for what no run pins: somebody has changed the file."""
+    if name == "batch_size":
+        is_ours, wanted = type(value) is int and value > 0, "a whole number above 0"
+    elif name == "compile":
+        is_ours, wanted = isinstance(value, bool), "true or false"
+    else:
+        names = [choice for choice in get_args(get_type_hints(EncoderConfig)[name]) if choice != "auto"]
+        is_ours, wanted = value in names, f"one of {', '.join(names)}"
+    if not is_ours:
+        raise OutputError(
+            f"{path} pins {name} to {json.dumps(value)}, which no run does: it is {wanted}; put back what stood there, "
+            "or give another --out"
+        )

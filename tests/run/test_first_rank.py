@@ -127,6 +127,28 @@ def test_a_setting_that_is_given_and_differs_is_refused(
     assert 'sdpa is pinned to "default", now "math"' in refusal([*flags, "--sdpa", "math"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("batch_size", "x", 'pins batch_size to "x", which no run does: it is a whole number above 0'),
+        ("batch_size", 0, "pins batch_size to 0"),
+        ("batch_size", True, "pins batch_size to true"),
+        ("compile", "no", 'pins compile to "no", which no run does: it is true or false'),
+        ("precision", "auto", 'pins precision to "auto", which no run does: it is one of fp32, bf16, fp16, fp8;'),
+        ("compile_mode", None, "pins compile_mode to null"),
+        ("sdpa", ["math"], 'pins sdpa to ["math"], which no run does: it is one of default, flash'),
+    ],
+)
+def test_a_pinned_setting_that_somebody_has_changed_by_hand_is_told(
+    world: World, tmp_path: Path, refusal: Callable[..., str], name: str, value: object, told: str
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**RUN, "config": {**RUN["config"], name: value}}))  # type: ignore[dict-item]
+    said = refusal(["embed", str(world.shards), "--out", str(tmp_path), "--encoder", str(world.checkpoint)])
+    assert f"{path} {told}" in said
+    assert "put back what stood there, or give another --out" in said
+
+
 @pytest.fixture
 def holder(tmp_path: Path) -> Any:
     """A rank that found nothing yet, in a process of its own."""
