@@ -82,6 +82,7 @@ def train(config: TrainConfig) -> Trained:
         folders = {recipe.name: out / recipe.name if config.sweep else out for recipe in recipes}
         inputs = read_inputs(config, all_cells)
         job = Job(config, inputs, group, stop)
+        job.agree(recipes)
         # All are compared with what they are pinned to before the first is trained.
         found = {recipe.name: job.done(recipe, folders[recipe.name]) for recipe in recipes}
         if all(head is not None for head in found.values()):

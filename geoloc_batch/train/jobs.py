@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from geoloc_batch.errors import InputError, OutputError
 from geoloc_batch.locate.head_file import TENSORS
 from geoloc_batch.model.arithmetic import auto_precision
 from geoloc_batch.run.workers import StopSignal
-from geoloc_batch.store.pin import differences
+from geoloc_batch.train.agreement import check_same
 from geoloc_batch.train.checkpoint import (
     CHECKPOINT,
     HEAD,
@@ -56,6 +56,15 @@ class Job:
         # By their digest, the folder of a head that was trained on them.
         self._known_features: dict[str, Path] = {}
 
+    def agree(self, recipes: Sequence[Recipe]) -> None:
+        """Compare what this rank is to train with what the first is; to be called first, nothing is written before.
+
+        Raises:
+            UserError: a rank was given, or sees, something else than the first.
+        """
+        heads = [{"cells": len(recipe.cells.partition), **self._told(recipe)} for recipe in recipes]
+        check_same(self._group, heads, is_sweep=self._config.sweep)
+
     def done(self, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
         """The head.json of a head that is done; None where it is not, or files of it are gone.
 
@@ -80,7 +89,6 @@ class Job:
             settings, found = group.from_first(lambda: self._begin(recipe, folder))
             if found is not None:
                 return found
-            self._check_inputs(recipe, settings)
             task = self._task(recipe, folder)
             state = group.from_first(lambda: self._state(task, folder))
             self._check_features(task.features, {state.features_sha256: folder})
@@ -128,16 +136,6 @@ class Job:
         if state.epoch:
             log.info("going on after epoch %d of %d", state.epoch, self._config.fit.epochs)
         return state
-
-    def _check_inputs(self, recipe: Recipe, settings: dict[str, Any]) -> None:
-        """Refuse to train with ranks that were given, or see, other inputs than the first."""
-        # What the first resolved holds for all, whatever their CPUs are good at.
-        differing = list(differences(settings, {**self._told(recipe), "precision": settings["precision"]}))
-        if differing:
-            raise InputError(
-                f"rank {self._group.rank} has other inputs than the first rank: {'; '.join(differing)}. Give all the "
-                "same command, and files that are the same on all nodes"
-            )
 
     def _settings(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """Everything that decides what the head is; what is left open may be pinned in the folder: the first rank's."""

@@ -141,23 +141,29 @@ def test_what_the_first_rank_refuses_all_refuse_and_an_error_of_another_ends_it(
     out = tmp_path / "out"
     once = flags_of(world, out, *FLAGS, "--epochs", 1)
     other, new = [*once, "--seed", "3"], flags_of(world, tmp_path / "new", *FLAGS)
+    sweep = flags_of(world, tmp_path / "sweep", *FLAGS, "--sweep", "--seed", 1)
     ended = train_all(
         {"size": 2, "arguments": once},
         {"size": 2, "arguments": other},
         {"size": 3, "arguments": new, "others": [*new, "--seed", "3"]},
+        {"size": 2, "arguments": [*sweep, "--seed", "2"], "others": sweep},
         # A process may train again, also after it was refused.
         {"size": 2, "arguments": new, "before": other},
     )
-    assert [each.codes for each in ended] == [[0, 0], [2, 2], [2, 2, 2], [0, 0]]
+    assert [each.codes for each in ended] == [[0, 0], [2, 2], [2, 2, 2], [2, 2], [0, 0]]
     assert max(each.seconds for each in ended) < IN_TIME_S
     told = capsys.readouterr().err
     # What all are refused for, none says of another.
-    assert "another rank" not in told.partition("rank 1 has other inputs")[0]
+    assert "another rank" not in told.partition("3 ranks on 1 machine")[0]
+    assert "3 ranks on 1 machine" in told
     for words in (
         "seed is pinned to 0, now 3. Give the same flags",
-        "rank 1 has other inputs than the first rank: seed",
+        "rank 1 was given, or sees, something else than the first rank: seed: the first rank has 0, this one 3. Give",
+        "rank 2 was given, or sees, something else than the first rank: seed",
+        "the first rank trains 2 heads with --sweep, this one 1 head with --sweep",
     ):
         assert words in told
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.slow
