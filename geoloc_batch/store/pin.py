@@ -32,6 +32,8 @@ PACKED = "_shards"
 # What filesystems and file servers put into folders by themselves.
 FOREIGN_BUT_HARMLESS = re.compile(r"lost\+found|\.DS_Store|\.nfs.*|\.snapshot|\.fuse_hidden.*")
 OBJECT_STORE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+LATER_KEYS = frozenset({"decode", "apply_orientation", "max_pixels", "compile_mode", "sdpa"})
+"""What every run of photos pins, but the first versions did not."""
 MIN_FREE_BYTES = 8 << 20
 PIN_TRIES = 10
 MAX_SHOWN = 80
@@ -193,6 +195,13 @@ def read_config(out: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> d
 def _compare(
     out: Path, given: dict[str, JsonValue], pinned: dict[str, JsonValue], adoptable: Collection[str]
 ) -> dict[str, JsonValue]:
+    missing = sorted(given.keys() - pinned.keys())
+    # Where more is missing, it was another kind of run.
+    if missing and LATER_KEYS.issuperset(missing):
+        raise OutputError(
+            f"--out {out} was begun by an earlier version of geoloc, which did not pin {', '.join(missing)}: whether "
+            f"this one would make the same rows cannot be told. Give another --out, or go on with that version"
+        )
     differing = []
     for key in sorted(given.keys() | pinned.keys()):
         if key not in pinned or key not in given:

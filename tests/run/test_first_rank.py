@@ -117,7 +117,7 @@ def test_a_lock_that_cannot_be_opened_costs_a_search_and_no_run(tmp_path: Path, 
         assert settings == EncoderConfig()
 
 
-def test_a_setting_that_is_given_and_differs_is_refused(
+def test_a_setting_that_is_given_and_differs_is_refused_and_so_is_a_run_that_pinned_none(
     world: World, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     from geoloc_batch.cli import main
@@ -125,6 +125,12 @@ def test_a_setting_that_is_given_and_differs_is_refused(
     flags = ["embed", str(world.shards), "--out", str(tmp_path / "out"), *world.encoder_flags]
     assert main(flags) == 0
     assert 'sdpa is pinned to "default", now "math"' in refusal([*flags, "--sdpa", "math"])
+    # As the versions before that setting left it.
+    config = pinned(tmp_path / "out")
+    del config["sdpa"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps({**RUN, "config": config}))
+    for given in ([], ["--sdpa", "default"]):
+        assert "begun by an earlier version of geoloc, which did not pin sdpa" in refusal([*flags, *given])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,21 @@ def test_a_key_that_only_one_side_has_is_refused(tmp_path: Path, side: str) -> N
         open_with(tmp_path, more if side == "given" else CONFIG)
 
 
+def test_what_an_earlier_version_did_not_pin_is_told_as_that_and_not_as_a_flag(tmp_path: Path) -> None:
+    open_with(tmp_path, CONFIG)
+    later = {**CONFIG, "sdpa": "math", "compile_mode": "default"}
+
+    with pytest.raises(OutputError) as refusal:
+        open_with(tmp_path, later, adoptable=["sdpa", "compile_mode"])
+    told = str(refusal.value)
+    assert f"--out {tmp_path} was begun by an earlier version of geoloc, which did not pin compile_mode, sdpa: " in told
+    assert told.endswith("Give another --out, or go on with that version")
+    assert "same flags" not in told
+    # Another kind of run lacks more.
+    with pytest.raises(OutputError, match=r"another config: .*dim is not pinned.*sdpa is not pinned"):
+        open_with(tmp_path, {**later, "dim": 64})
+
+
 def test_a_key_left_open_adopts_the_pinned_value(tmp_path: Path) -> None:
     open_with(tmp_path, CONFIG)
 
