@@ -66,11 +66,6 @@ def search_any() -> None:
     search(EXAMPLES or 160, Phase.generate)
 
 
-def search_far() -> None:
-    """More of them: of what shows in one of sixty."""
-    search(EXAMPLES or 400, Phase.generate)
-
-
 def fault_at_each_step(kind: Any, has_links: bool = True) -> None:
     """One rank, two units, one fault."""
     alone = Scenario(seed=0, num_units=2, first_units=(2,), has_links=has_links)
@@ -293,7 +288,8 @@ _judge, _publish_marker = hunt.judge, Commits.publish_marker
         (commit, "publish", publish_after_a_look, sleep_at_each_step_of_a_commit),
         (commit, "publish", publish_and_never_lose, sleep_at_each_step_of_a_commit),
         (Commits, "sweep", never_sweep, search_any),
-        (Leases, "is_gone", call_the_stale_gone, search_far),
+        # Shows in one of sixty.
+        (Leases, "is_gone", call_the_stale_gone, lambda: search(EXAMPLES or 400, Phase.generate)),
         (Commits, "publish_marker", move_before_the_marker, search_any),
         (Commits, "clear", clear_without_a_look, lambda: fault_at_each_step("fail late")),
         (Leases, "give_back", keep_the_lease, let_ranks_work_and_give_back),
