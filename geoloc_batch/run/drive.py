@@ -19,6 +19,7 @@ from geoloc_batch.run.engine import Engine, Outputs
 from geoloc_batch.run.sources import FeatureSource
 from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.run.workers import StopSignal, Worker
+from geoloc_batch.store.adding import MANY_UNITS
 from geoloc_batch.store.ledger import Ledger, Totals
 from geoloc_batch.store.plan import read_plan
 from geoloc_batch.store.scattered import find_scattered
@@ -74,6 +75,13 @@ def drive(
     for note in ledger.notes:
         log.warning("%s", note)
     totals = ledger.totals(in_haste=stop.is_set())
+    if totals.done < totals.units and totals.units > MANY_UNITS and stop.is_set():
+        log.warning(
+            "samples, rows and errors are those of this process: there is no time to read %d markers. geoloc status %s "
+            "counts all",
+            totals.done,
+            ledger.out,
+        )
     if totals.done < totals.units and not stop.is_set():
         # The units of this call were all seen through: a retry has met a run that was not.
         log.warning(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_world import (
@@ -19,6 +20,9 @@ from small_world import (
 )
 
 from geoloc_batch.cli import main
+from geoloc_batch.run import drive as drive_room
+from geoloc_batch.store import ledger as ledger_room
+from geoloc_batch.store.ledger import Execution, Ledger
 
 
 def test_a_killed_run_resumes_and_equals_an_undisturbed_one(world: World, tmp_path: Path) -> None:
@@ -94,3 +98,29 @@ def test_two_processes_on_one_folder_write_each_key_once(world: World, tmp_path:
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert main(["verify", str(tmp_path / "two")]) == 0
     assert set(tree_bytes(tmp_path / "two")) == set(tree_bytes(tmp_path / "one"))
+
+
+def test_a_stopped_run_of_very_many_units_tells_what_it_has_done_itself(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any
+) -> None:
+    for room in (ledger_room, drive_room):
+        monkeypatch.setattr(room, "MANY_UNITS", 3)
+    make_shards(tmp_path / "shards", [3 + number % 4 for number in range(24)])
+    commit, rows = Ledger.commit, list[int]()
+
+    def commit_and_be_stopped(self: Ledger, execution: Execution, *given: Any, **named: Any) -> bool:
+        has_won = commit(self, execution, *given, **named)
+        rows.append(given[1].rows)
+        signal.raise_signal(signal.SIGTERM)
+        return has_won
+
+    monkeypatch.setattr(Ledger, "commit", commit_and_be_stopped)
+    num_before = 0
+    for _ in range(2):
+        rows.clear()
+        caplog.clear()
+        assert main(["embed", str(tmp_path / "shards"), "--out", str(tmp_path / "out"), *world.encoder_flags]) == 75
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (summary["units"], summary["rows"], summary["samples"]) == (24, sum(rows), sum(rows))
+        num_before += len(rows)
+        assert f"those of this process: there is no time to read {num_before} markers" in caplog.text
