@@ -153,10 +153,16 @@ class Schedule:
     def left_over(self, done: Container[int], count: int) -> list[Unit]:
         """Units tried and not done, largest first; of a long plan at most `count`, by chance."""
         asked = self._some_taken(count)
-        if all(index in done for index in asked):
+        # Those that are done would stand in the way of the others.
+        if any(index in done for index in asked):
             self._taken = {index: unit for index, unit in self._taken.items() if index not in done}
             asked = self._some_taken(count)
         return largest_first((self._taken[index] for index in asked if index not in done), self.order.usual_bytes)
+
+    def taken_beside(self, indexes: Iterable[int]) -> list[int]:
+        """Units tried whose markers stand in the same folders as those of some units."""
+        thousands = {index // THOUSAND for index in indexes}
+        return [index for index in self._taken if index // THOUSAND in thousands]
 
     def _some_taken(self, count: int) -> Sequence[int]:
         taken = list(self._taken)

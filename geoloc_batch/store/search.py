@@ -65,7 +65,7 @@ class Search:
     def _left_over(self) -> Execution | Literal["wait"] | None:
         """From the units that others have, or had; where these are many, from some of them, others each time."""
         self._done.learn()
-        self._done.look_all(unit.index for unit in self._schedule.left_over(self._done, SOME_LOOKED_AT))
+        self._see_done()
         left = self._schedule.left_over(self._done, SOME_JUDGED)
         if left:
             now_ns, is_all = self._leases.server_now_ns(), not self._schedule.order.is_long
@@ -75,6 +75,19 @@ class Search:
                     return execution
         is_done = not self._hands.all() and not self._schedule.left_over(self._done, 1)
         return None if is_done else "wait"
+
+    def _see_done(self) -> None:
+        """Look which of the units that others have are done by now: at some, and at more where most of these are.
+
+        Asked for by a few at a time, the hundreds that a rank may have met would keep it long after the last is done.
+        """
+        while True:
+            asked = [unit.index for unit in self._schedule.left_over(self._done, SOME_LOOKED_AT)]
+            self._done.look_all(asked)
+            news = [index for index in asked if index in self._done]
+            if 2 * len(news) <= len(asked) or not self._schedule.order.is_long or not self._looks.is_short():
+                return
+            self._done.look_all(self._schedule.taken_beside(news))
 
     def _take_candidate(self, candidate: Candidate, now_ns: int) -> Execution | None:
         if candidate.why == "quarantine":

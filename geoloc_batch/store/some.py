@@ -42,7 +42,11 @@ class Looks:
         """Whether one more unit is to be tried in this look: many, and fewer once a look has been in vain."""
         self._num_tries += 1
         is_idle = self._is_long and self._idle_since_s is not None
-        return self._now_s() - self._began_s <= LOOK_S and (not is_idle or self._num_tries <= SOME_TRIED)
+        return self.is_short() and (not is_idle or self._num_tries <= SOME_TRIED)
+
+    def is_short(self) -> bool:
+        """Whether this look has not lasted long yet."""
+        return self._now_s() - self._began_s <= LOOK_S
 
     def end(self, *, in_vain: bool) -> None:
         """Rest after what was in vain, in proportion."""

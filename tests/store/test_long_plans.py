@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_ranks import run_scenario
 from ledger_scenarios import make_retry_duel, make_scenario
-from store_samples import crowd, make_units
+from store_samples import CONFIG, crowd, make_units, take
 
 from geoloc_batch.store import schedule
+from geoloc_batch.store.files import OsFiles
+from geoloc_batch.store.ledger import Ledger, UnitCounts
 from geoloc_batch.store.schedule import Schedule
 from geoloc_batch.store.some import some
 
@@ -86,6 +90,55 @@ def test_ranks_come_to_the_folders_of_a_long_plan_in_different_orders() -> None:
         assert first.num_bytes == max(unit.num_bytes for unit in group)
         firsts.add(first.index // 1000)
     assert len(firsts) > 1
+
+
+class Clocked(OsFiles):
+    """The machine, with seconds that pass when it is told so."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def every(self, seconds: float, task: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+def opened(out: Path, files: OsFiles, num_units: int) -> Ledger:
+    ledger = Ledger(out, files=files)
+    ledger.open(CONFIG)
+    ledger.adopt_plan(make_units(num_units))
+    return ledger
+
+
+NOTHING = UnitCounts(samples=0, rows=0, errors=0, unit_error=None, warnings=())
+
+
+def test_a_rank_sees_the_end_soon_however_many_units_were_in_the_hands_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None
+) -> None:
+    crowd(monkeypatch, 100)
+    files, out = Clocked(), tmp_path / "out"
+    busy, idle = opened(out, files, 120), opened(out, files, 120)
+    held = [take(busy) for _ in range(120)]
+    for _ in range(120):
+        assert idle.acquire() == "wait"
+        busy._leases.beat()
+        files.sleep(1.0)
+    for execution in held:
+        busy.commit(execution, [], NOTHING)
+    ended_s = files.now_s
+    while idle.acquire() is not None:
+        files.sleep(1.0)
+    # It rests for up to a quarter of a minute, and then sees it at once.
+    assert files.now_s - ended_s < 20
+    assert idle.totals().done == 120
+    busy.close()
+    idle.close()
 
 
 def test_faults_and_interleavings_lose_and_double_nothing_of_a_long_plan(crowded: None) -> None:
