@@ -231,6 +231,7 @@ class Ledger:
             self.notes += notes_of(marker, counts)
             self._schedule.learn(unit, marker.seconds)
         self._hands.let_go(execution)
+        self._search.wake()
         return marker is not None
 
     def is_lost(self, execution: Execution) -> bool:
@@ -243,6 +244,7 @@ class Ledger:
         self._hands.clear(execution)
         self._hands.let_go(execution)
         self._schedule.put_back(execution.unit)
+        self._search.wake()
 
     def totals(self, *, in_haste: bool = False) -> Totals:
         """Sums over the adopted units, from their markers; others in OUT do not count.

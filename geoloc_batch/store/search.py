@@ -41,6 +41,10 @@ class Search:
         """Whether to look now: after what was in vain a rank rests."""
         return self._looks.begin()
 
+    def wake(self) -> None:
+        """A unit has left this rank's hands: it may have been the last, or may be taken again."""
+        self._looks.wake()
+
     def look(self) -> Execution | Literal["wait"] | None:
         """The next unit; "wait" where some are in work, None where all are done."""
         self._schedule.is_news = False

@@ -32,9 +32,16 @@ class Looks:
         self._began_s = self._rest_until_s = float("-inf")
         self._idle_since_s: float | None = None
         self._num_tries = 0
+        self._has_news = False
+
+    def wake(self) -> None:
+        """Something has changed here: look at once. May be said by another thread, also in the midst of a look."""
+        self._has_news = True
 
     def begin(self) -> bool:
         """Whether it is time to look."""
+        if self._has_news:
+            self._has_news, self._rest_until_s, self._idle_since_s = False, float("-inf"), None
         self._began_s, self._num_tries = self._now_s(), 0
         return self._began_s >= self._rest_until_s
 

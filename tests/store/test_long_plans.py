@@ -141,6 +141,30 @@ def test_a_rank_sees_the_end_soon_however_many_units_were_in_the_hands_of_others
     idle.close()
 
 
+@pytest.mark.parametrize("is_given_back", [False, True])
+def test_a_rank_does_not_rest_once_its_last_unit_has_left_its_hands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None, is_given_back: bool
+) -> None:
+    crowd(monkeypatch)
+    files = Clocked()
+    ledger = opened(tmp_path / "out", files, 5)
+    held = [take(ledger) for _ in range(5)]
+    for execution in held[1:]:
+        ledger.commit(execution, [], NOTHING)
+    # A long last unit, during which there is nothing else to do.
+    for _ in range(100):
+        assert ledger.acquire() == "wait"
+        ledger._leases.beat()
+        files.sleep(1.0)
+    if is_given_back:
+        ledger.abandon(held[0])
+        assert take(ledger).unit == held[0].unit
+    else:
+        ledger.commit(held[0], [], NOTHING)
+        assert ledger.acquire() is None
+    ledger.close()
+
+
 def test_faults_and_interleavings_lose_and_double_nothing_of_a_long_plan(crowded: None) -> None:
     for seed in range(25):
         run_scenario(make_scenario(Random(seed)))
