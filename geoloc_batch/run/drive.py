@@ -74,7 +74,7 @@ def drive(
         telemetry.close()
     for note in ledger.notes:
         log.warning("%s", note)
-    totals = ledger.totals(in_haste=stop.is_set())
+    totals = ledger.totals(in_haste=stop.is_set)
     if totals.done < totals.units and totals.units > MANY_UNITS and stop.is_set():
         log.warning(
             "samples, rows and errors are those of this process: there is no time to read %d markers. geoloc status %s "

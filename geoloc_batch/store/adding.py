@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import random
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from geoloc_batch.store.sums import Sums
 
 STEP = 50
 """Markers that are read at a time. A folder with no more to read is read by everybody."""
-SOME_CLAIMED = 8
+SOME_CLAIMED = 2
 MANY_FOLDERS = 16
 """From so many on their sums are added up once for all ranks, too."""
 MANY_UNITS = 10_000
@@ -113,8 +113,12 @@ class Adding:
         check_source(self._out, marker, self._done.sources.get(goal.unit, marker.source))
         return marker.counts
 
-    def totals(self, units: Sequence[int]) -> Totals:
+    def totals(self, units: Sequence[int], in_haste: Callable[[], bool] = lambda: False) -> Totals:
         """Sums over the units of the plan; where these are many, not each rank reads all their markers.
+
+        Args:
+            units: their indexes.
+            in_haste: whether this process has been asked to end: then it waits for no other rank.
 
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
@@ -131,13 +135,14 @@ class Adding:
             # A sum over all says that all are done.
             total = ""
         try:
-            found = self._await(shared, total)
+            awaited = self._await(shared, total, in_haste)
         except OSError:
             # On a full disk nobody can share anything.
             self.close()
-            shared, total, found = set(), "", None
-        if found is not None:
-            return found
+            shared, awaited = set(), False
+        if isinstance(awaited, Totals):
+            return awaited
+        total = total if awaited else ""
         try:
             parts = []
             for number, (thousand, its) in enumerate(thousands.items()):
@@ -160,11 +165,11 @@ class Adding:
             return False
         return sum(self._done.kept(Goal(unit)) is None for unit in units) > STEP
 
-    def _await(self, shared: Collection[int], total: str) -> Totals | None:
-        """Until each folder has its sum, made here or elsewhere.
+    def _await(self, shared: Collection[int], total: str, in_haste: Callable[[], bool]) -> Totals | bool:
+        """Until each folder has its sum, made here or elsewhere; in haste, until those are left that others are making.
 
         Returns:
-            The sum over all, where another rank has made it; None where none is to be, or this rank is to make it.
+            The sum over all, where another rank has made it; else whether this rank is to make it.
         """
         pause_s = FIRST_WAIT_S
         while True:
@@ -172,16 +177,23 @@ class Adding:
                 return found
             wanted = [thousand for thousand in shared if self._is_wanted(thousand)]
             if not wanted and (not total or self._sums.claim(total)):
-                return None
+                return bool(total)
             if self._job is None:
                 self._begin(wanted)
             if self._job is not None:
                 while self._job is not None:
                     self._step(self._job)
                 pause_s = FIRST_WAIT_S
+            elif in_haste():
+                return False
             else:
-                self._files.sleep(pause_s)
+                self._pause(pause_s, in_haste)
                 pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+
+    def _pause(self, seconds: float, in_haste: Callable[[], bool]) -> None:
+        until_s = self._files.monotonic() + seconds
+        while (left_s := until_s - self._files.monotonic()) > 0 and not in_haste():
+            self._files.sleep(min(left_s, LOOK_S))
 
     def _known(self, total: str) -> Totals | None:
         """The sum over all, where there is one."""

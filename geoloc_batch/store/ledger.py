@@ -246,21 +246,22 @@ class Ledger:
         self._schedule.put_back(execution.unit)
         self._search.wake()
 
-    def totals(self, *, in_haste: bool = False) -> Totals:
+    def totals(self, *, in_haste: Callable[[], bool] = lambda: False) -> Totals:
         """Sums over the adopted units, from their markers; others in OUT do not count.
 
         Args:
-            in_haste: this process is to end before all is done. Of very many units only its own are summed up then, for
+            in_haste: whether this process has been asked to end, which it may be meanwhile: then it waits for no other
+                rank. If it is so from the start and not all is done, only its own units are summed up of very many, for
                 reading the markers of all the others would outlast the time that it is given.
 
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
         units = [unit.index for unit in self.units]
-        if in_haste and len(units) > MANY_UNITS and not all(unit in self._done for unit in units):
+        if in_haste() and len(units) > MANY_UNITS and not all(unit in self._done for unit in units):
             return totals_of_own(self._done, units)
         if self._adding is not None:
-            return self._adding.totals(units)
+            return self._adding.totals(units, in_haste)
         self._done.look_all(units)
         return totals_of(self._done, units)
 

@@ -207,6 +207,30 @@ def test_others_wait_for_who_has_claimed_a_sum_and_take_over_from_the_dead(
     ledger.close()
 
 
+@pytest.mark.parametrize("claimed", ["1", f"total.{NUM_UNITS}"])
+@pytest.mark.parametrize("is_stopped_at_once", [False, True])
+def test_a_rank_that_is_asked_to_end_waits_for_no_other(
+    done: Path, monkeypatch: pytest.MonkeyPatch, claimed: str, is_stopped_at_once: bool
+) -> None:
+    monkeypatch.setattr(sums, "CLAIM_S", 3600.0)
+    (done / "_sums").mkdir()
+    (done / "_sums" / f"{claimed}.claim").touch()
+    ledger, stop, found = opened(done), threading.Event(), list[Totals]()
+    if is_stopped_at_once:
+        stop.set()
+    thread = threading.Thread(target=lambda: found.append(ledger.totals(in_haste=stop.is_set)), daemon=True)
+    thread.start()
+    if not is_stopped_at_once:
+        thread.join(1)
+        assert thread.is_alive()
+        stop.set()
+    thread.join(10)
+    assert found == [EXPECTED]
+    # It is still in the hands of whoever has claimed it.
+    assert f"{claimed}.claim" in names(done)
+    ledger.close()
+
+
 def test_there_is_no_sum_over_all_before_all_are_done(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = opened(out)
@@ -279,7 +303,7 @@ def test_a_stopped_rank_of_a_long_plan_reads_no_marker(tmp_path: Path, monkeypat
     second = opened(out, files)
     execution = next(work(second))
     files.read_markers.clear()
-    found = second.totals(in_haste=True)
+    found = second.totals(in_haste=lambda: True)
     assert files.read_markers == []
     assert (found.units, found.done, found.rows) == (NUM_UNITS, 5, rows_of(execution.unit))
     assert second.totals().done == 5
@@ -291,5 +315,5 @@ def test_all_that_is_done_when_it_is_stopped_is_counted_all_the_same(
 ) -> None:
     monkeypatch.setattr(ledger_room, "MANY_UNITS", 5)
     ledger = opened(done)
-    assert ledger.totals(in_haste=True) == EXPECTED
+    assert ledger.totals(in_haste=lambda: True) == EXPECTED
     ledger.close()
