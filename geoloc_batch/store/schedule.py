@@ -21,6 +21,8 @@ from geoloc_batch.store.some import SOME_GROUPS, some
 SLOW_FACTOR = 3.0
 MAX_PACES = 64
 MAX_MISSES, MANY_MISSES = 4, 64
+IN_WORK = 32
+"""Units of a folder that others may have in work, about."""
 
 Why = Literal["unleased", "quarantine", "left by the dead", "slow"]
 
@@ -130,6 +132,9 @@ class Schedule:
         found.sort(key=len)
         fullest = found.pop()
         self._groups.extend(units for units in found if units)
+        if self.order.is_long and len(fullest) < THOUSAND:
+            # Others have been here, and have the largest in work.
+            fullest.rotate(-random.randrange(min(len(fullest), IN_WORK) + 1))
         return fullest
 
     def _not_done(self, units: Sequence[Unit]) -> deque[Unit]:

@@ -59,9 +59,12 @@ class Search:
         """From the units that this rank has not tried; None where all were."""
         while self._schedule.has_fresh and self._looks.goes_on():
             unit = self._schedule.next_fresh()
+            if unit is None:
+                continue
+            self._looks.tried()
             # Whoever takes one that is done after all sees that, and gives it back.
-            is_free = unit is not None and (self._schedule.is_news or not self._done.look(unit.index))
-            if unit and is_free and (execution := self._take(unit, 1)) is not None:
+            is_free = self._schedule.is_news or not self._done.look(unit.index)
+            if is_free and (execution := self._take(unit, 1)) is not None:
                 self._schedule.hit()
                 return execution
         return "wait" if self._schedule.has_fresh else None

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 Thing = TypeVar("Thing")
 
-SOME_STAGED, SOME_GROUPS, SOME_TRIED, SOME_LOOKED_AT, SOME_JUDGED, SOME_CLOCKS = 16, 3, 32, 8, 4, 16
+SOME_STAGED, SOME_GROUPS, SOME_TRIED, SOME_LOOKED_AT, SOME_JUDGED, SOME_CLOCKS = 16, 3, 8, 8, 4, 16
 """Of what others have in work, at most so much is looked at at once."""
 LOOK_S, PROMPT_S, REST_FACTOR = 1.0, 0.1, 4.0
+MANY_TRIED = 128
 IDLE_SHARE, LONGEST_REST_S = 0.25, 15.0
 
 
@@ -47,9 +48,12 @@ class Looks:
 
     def goes_on(self) -> bool:
         """Whether one more unit is to be tried in this look: many, and fewer once a look has been in vain."""
+        most = SOME_TRIED if self._idle_since_s is not None else MANY_TRIED
+        return self.is_short() and (not self._is_long or self._num_tries < most)
+
+    def tried(self) -> None:
+        """A unit was tried."""
         self._num_tries += 1
-        is_idle = self._is_long and self._idle_since_s is not None
-        return self.is_short() and (not is_idle or self._num_tries <= SOME_TRIED)
 
     def is_short(self) -> bool:
         """Whether this look has not lasted long yet."""
@@ -66,5 +70,5 @@ class Looks:
         took_s = ended_s - self._began_s
         rest_s = REST_FACTOR * took_s if took_s > PROMPT_S else 0.0
         if self._is_long:
-            rest_s = max(rest_s, min(IDLE_SHARE * (ended_s - self._idle_since_s), LONGEST_REST_S))
+            rest_s = min(max(rest_s, IDLE_SHARE * (ended_s - self._idle_since_s)), LONGEST_REST_S)
         self._rest_until_s = ended_s + rest_s

@@ -110,8 +110,11 @@ class Sums:
         """Whether this rank is to make a sum. It costs work and nothing else if two do."""
         path = self._claim(what)
         try:
-            self._files.make_folder(self._folder)
-            self._files.create(path)
+            try:
+                self._files.create(path)
+            except FileNotFoundError:
+                self._files.make_folder(self._folder)
+                self._files.create(path)
         except FileExistsError:
             if not self._is_left(what, path):
                 return False
