@@ -15,7 +15,9 @@ Nothing is lost without sums, and they can be removed at any time: the markers s
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -46,6 +48,10 @@ def name_of_total(num_units: int) -> str:
     return f"total.{num_units}"
 
 
+def _num_units(what: What) -> int:
+    return THOUSAND if isinstance(what, int) else int(what.removeprefix("total."))
+
+
 class Sums:
     """The folder of sums, seen by one rank."""
 
@@ -70,7 +76,7 @@ class Sums:
             return []
         self._looked_s = now_s
         found: list[What] = []
-        for name in self._files.names(self._folder):
+        for name in self._names():
             parsed = SUM_NAME.fullmatch(name)
             if parsed is None or name in self._outdated:
                 continue
@@ -83,6 +89,13 @@ class Sums:
             self._known[what] = name
             found.append(what)
         return found
+
+    def _names(self) -> list[str]:
+        try:
+            return self._files.names(self._folder)
+        except OSError:
+            # Of another user, or no folder: then there are none.
+            return []
 
     def _holds(self, thousand: int, time_ns: int) -> bool:
         found = self._files.stat(self.folder_of(thousand))
@@ -98,23 +111,27 @@ class Sums:
             fields = json.loads(self._files.read(self._folder / self._known[what]))
             if fields.pop("layout") != LAYOUT or not all(type(value) is int for value in fields.values()):
                 raise ValueError
-            return Totals(**fields)
-        except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError):
+            found = Totals(**fields)
+            if not found.units == found.done == _num_units(what):
+                raise ValueError
+            return found
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
             # Somebody has removed or changed it: the next rank that looks makes it again.
             name = self._known.pop(what)
             self._outdated.add(name)
-            remove_file(self._files, self._folder / name)
+            self._remove(name)
             return None
+
+    def _remove(self, name: str) -> None:
+        # What cannot be removed is in nobody's way.
+        with contextlib.suppress(OSError):
+            remove_file(self._files, self._folder / name)
 
     def claim(self, what: What) -> bool:
         """Whether this rank is to make a sum. It costs work and nothing else if two do."""
         path = self._claim(what)
         try:
-            try:
-                self._files.create(path)
-            except FileNotFoundError:
-                self._files.make_folder(self._folder)
-                self._files.create(path)
+            self._create(path)
         except FileExistsError:
             if not self._is_left(what, path):
                 return False
@@ -124,6 +141,17 @@ class Sums:
         if what in self:
             self.let_go(what)
         return what not in self
+
+    def _create(self, path: Path) -> None:
+        try:
+            self._files.create(path)
+        except FileNotFoundError:
+            try:
+                self._files.make_folder(self._folder)
+            except FileExistsError as error:
+                # A link to nothing: not to be taken for a claim that another rank has.
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._folder)) from error
+            self._files.create(path)
 
     def _is_left(self, what: What, path: Path) -> bool:
         """Whether a claim has not been touched for long, by our own count: of the server's clock nothing is asked."""
@@ -138,12 +166,13 @@ class Sums:
 
     def touch(self, what: What) -> None:
         """Say that we are still at work on it."""
-        with contextlib.suppress(FileNotFoundError):
+        # Gone, or another user's: at the worst another rank does the same.
+        with contextlib.suppress(OSError):
             self._files.touch(self._claim(what))
 
     def let_go(self, what: What) -> None:
         """Give a claim back."""
-        remove_file(self._files, self._claim(what))
+        self._remove(self._claim(what).name)
 
     def _claim(self, what: What) -> Path:
         return self._folder / f"{what}.claim"
@@ -164,11 +193,12 @@ class Sums:
             self._files.sync(scratch / name)
             self._files.rename(scratch / name, self._folder / name)
             self._known[what] = name
+            self._outdated.discard(name)
         finally:
             remove_tree(self._files, scratch)
             self.let_go(what)
         for outdated in self._of(what, self._outdated):
-            remove_file(self._files, self._folder / outdated)
+            self._remove(outdated)
 
     @staticmethod
     def _of(what: What, names: Iterable[str]) -> list[str]:

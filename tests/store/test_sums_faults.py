@@ -1,0 +1,121 @@
+"""Sums that cannot be read, written or removed, or are none: they cost no figure, and no rank waits for them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from store_samples import CONFIG, crowd, make_units, rows_of, run_rank
+
+from geoloc_batch.store import sums
+from geoloc_batch.store.execution import Totals
+from geoloc_batch.store.files import OsFiles
+from geoloc_batch.store.ledger import Ledger
+
+UNITS = make_units(11)
+"""Five folders of two, and one that is not full."""
+EXPECTED = Totals(
+    units=len(UNITS),
+    done=len(UNITS),
+    units_failed=0,
+    samples=sum(rows_of(unit) + 1 for unit in UNITS),
+    rows=sum(map(rows_of, UNITS)),
+    errors=len(UNITS),
+)
+
+
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> Path:
+    """A run that is complete, without sums: all its markers are those of one process."""
+    crowd(monkeypatch)
+    # Sums are looked for at once, and no folder is too young for one to be believed later.
+    monkeypatch.setattr(sums, "LOOK_S", 0.0)
+    monkeypatch.setattr(sums, "YOUNG_S", -3600.0)
+    run_rank(tmp_path / "out", len(UNITS))
+    return tmp_path / "out"
+
+
+def opened(out: Path, files: OsFiles | None = None) -> Ledger:
+    ledger = Ledger(out, files=files)
+    ledger.open(CONFIG)
+    ledger.adopt_plan(UNITS)
+    return ledger
+
+
+def totals(out: Path, files: OsFiles | None = None) -> Totals:
+    ledger = opened(out, files)
+    found = ledger.totals()
+    ledger.close()
+    return found
+
+
+def names(out: Path) -> list[str]:
+    return os.listdir(out / "_sums")
+
+
+class Denied(OsFiles):
+    """Sums are there, and this user may not do one thing with them."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def _refuse(self, step: str, path: Path) -> None:
+        if step == self._step and "_sums" in (path.name, path.parent.name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def names(self, path: Path) -> list[str]:
+        self._refuse("names", path)
+        return super().names(path)
+
+    def read(self, path: Path) -> bytes:
+        self._refuse("read", path)
+        return super().read(path)
+
+    def remove(self, path: Path) -> None:
+        self._refuse("remove", path)
+        super().remove(path)
+
+    def touch(self, path: Path) -> None:
+        self._refuse("touch", path)
+        super().touch(path)
+
+
+@pytest.mark.parametrize("step", ["names", "read", "remove", "touch"])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_sums_that_this_user_may_not_read_or_change_cost_no_figure(done: Path, step: str, is_damaged: bool) -> None:
+    totals(done)
+    if is_damaged:
+        for name in names(done):
+            (done / "_sums" / name).write_bytes(b"{")
+    assert totals(done, Denied(step)) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"[" * 100_000,
+        b'{"layout": 1, "units": 2, "done": 1, "units_failed": 0, "samples": 3, "rows": 3, "errors": 0}',
+    ],
+    ids=["deep", "of a folder that is not full"],
+)
+def test_what_is_no_sum_of_a_full_folder_is_not_taken_for_one(done: Path, damage: bytes) -> None:
+    totals(done)
+    for name in names(done):
+        (done / "_sums" / name).write_bytes(damage)
+    assert totals(done) == EXPECTED
+
+
+def test_a_folder_or_a_file_in_the_place_of_sums_costs_no_figure(done: Path) -> None:
+    totals(done)
+    for name in names(done):
+        (done / "_sums" / name).unlink()
+        (done / "_sums" / name).mkdir()
+    assert totals(done) == EXPECTED
+    for name in names(done):
+        path = done / "_sums" / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    (done / "_sums").rmdir()
+    (done / "_sums").touch()
+    assert totals(done) == EXPECTED
