@@ -83,7 +83,9 @@ class Adding:
         """Claim one of these folders, whichever is free, and list it."""
         for thousand in random.sample(thousands, min(len(thousands), SOME_CLAIMED)):
             if self._sums.claim(thousand):
-                self._job = _Job(thousand, self._sums.time_of(thousand, self._leases.server_now_ns()), [])
+                # Ours before anything else is asked of the disk, so that it is given back where that fails.
+                self._job = _Job(thousand, 0, [])
+                self._job.time_ns = self._sums.time_of(thousand, self._leases.server_now_ns())
                 units = range(thousand * THOUSAND, (thousand + 1) * THOUSAND)
                 self._job.left = list(reached_goals(self._out, units, self._files.names).values())
                 if len(self._job.left) == THOUSAND:

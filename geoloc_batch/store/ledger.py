@@ -160,6 +160,8 @@ class Ledger:
     ) -> None:
         self.units = units
         self._schedule = schedule
+        if self._adding is not None:
+            self._adding.close()
         self._done.sources = sources
         if len(units) <= THOUSAND:
             self._done.sums = None

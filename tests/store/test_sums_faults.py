@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from store_samples import CONFIG, crowd, make_units, rows_of, run_rank
+from store_samples import CONFIG, crowd, is_retryable, make_units, rows_of, run_rank
 
-from geoloc_batch.store import sums
+from geoloc_batch.store import adding, sums
 from geoloc_batch.store.execution import Totals
 from geoloc_batch.store.files import OsFiles
 from geoloc_batch.store.ledger import Ledger
@@ -119,3 +119,35 @@ def test_a_folder_or_a_file_in_the_place_of_sums_costs_no_figure(done: Path) -> 
     (done / "_sums").rmdir()
     (done / "_sums").touch()
     assert totals(done) == EXPECTED
+
+
+def test_a_claim_whose_folder_cannot_be_looked_at_is_given_back(done: Path) -> None:
+    class Stale(OsFiles):
+        has_claimed = False
+
+        def create(self, path: Path) -> int:
+            self.has_claimed |= path.suffix == ".claim"
+            return super().create(path)
+
+        def touch(self, path: Path) -> None:
+            if self.has_claimed and path.name.startswith("clock."):
+                raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            super().touch(path)
+
+    files = Stale()
+    ledger = opened(done, files)
+    assert ledger.totals() == EXPECTED
+    ledger.close()
+    assert not [name for name in names(done) if name.endswith(".claim")]
+
+
+def test_a_rank_that_goes_on_to_a_retry_gives_its_claim_back(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = opened(done)
+    assert ledger._adding is not None
+    ledger._done.look_all(range(len(UNITS)))
+    monkeypatch.setattr(adding, "LOOK_S", 0.0)
+    ledger._adding.go_on(may_begin=True)
+    assert [name for name in names(done) if name.endswith(".claim")]
+    ledger.adopt_retries(is_retryable)
+    assert not [name for name in names(done) if name.endswith(".claim")]
+    ledger.close()
