@@ -203,6 +203,9 @@ class Adding:
         return self._sums.read(total) if total in self._sums else None
 
     def _sum_of(self, thousand: int) -> Totals | None:
+        if thousand in self._sums and self._sums.has_changed(thousand):
+            # A retry has passed since, beside this run.
+            return None
         if thousand in self._made:
             return self._made[thousand]
         return self._sums.read(thousand) if thousand in self._sums else None

@@ -97,6 +97,12 @@ class Sums:
             # Of another user, or no folder: then there are none.
             return []
 
+    def has_changed(self, thousand: int) -> bool:
+        """Whether the folder of a sum that was found has changed since; not known, and no, where the time is 0."""
+        parsed = SUM_NAME.fullmatch(self._known[thousand])
+        time_ns = int(parsed["time"]) if parsed is not None else 0
+        return time_ns > 0 and not self._holds(thousand, time_ns)
+
     def _holds(self, thousand: int, time_ns: int) -> bool:
         found = self._files.stat(self.folder_of(thousand))
         return found is not None and 0 < time_ns == found.mtime_ns

@@ -156,6 +156,25 @@ def test_a_retry_is_counted_though_there_is_a_sum(retryable: Path) -> None:
     assert (found.rows, found.errors, found.units_failed) == (18, 0, 0)
 
 
+@pytest.mark.parametrize("is_made_here", [False, True])
+def test_what_a_retry_has_mended_beside_a_run_is_counted_at_its_end(retryable: Path, is_made_here: bool) -> None:
+    if not is_made_here:
+        totals_of(retryable, 3)
+    run = opened(retryable, num_units=5)
+    held = [take(run), take(run)]
+    if is_made_here:
+        assert run._adding is not None
+        run._adding.go_on(may_begin=True)
+    assert (retryable / "_sums").exists()
+    assert len(retry_rank(retryable, staging_rows(6), choose=is_retryable)) == 3
+    for execution in held:
+        run.commit(execution, *staging_rows(6)(execution))
+    assert run.acquire() is None
+    found = run.totals()
+    run.close()
+    assert (found.done, found.rows, found.errors, found.units_failed) == (5, 30, 0, 0)
+
+
 def totals_of(out: Path, num_units: int) -> Totals:
     ledger = opened(out, num_units=num_units)
     try:
@@ -204,30 +223,6 @@ def test_others_wait_for_who_has_claimed_a_sum_and_take_over_from_the_dead(
     thread.join(20)
     assert found == [EXPECTED]
     assert not claim.exists()
-    ledger.close()
-
-
-@pytest.mark.parametrize("claimed", ["1", f"total.{NUM_UNITS}"])
-@pytest.mark.parametrize("is_stopped_at_once", [False, True])
-def test_a_rank_that_is_asked_to_end_waits_for_no_other(
-    done: Path, monkeypatch: pytest.MonkeyPatch, claimed: str, is_stopped_at_once: bool
-) -> None:
-    monkeypatch.setattr(sums, "CLAIM_S", 3600.0)
-    (done / "_sums").mkdir()
-    (done / "_sums" / f"{claimed}.claim").touch()
-    ledger, stop, found = opened(done), threading.Event(), list[Totals]()
-    if is_stopped_at_once:
-        stop.set()
-    thread = threading.Thread(target=lambda: found.append(ledger.totals(in_haste=stop.is_set)), daemon=True)
-    thread.start()
-    if not is_stopped_at_once:
-        thread.join(1)
-        assert thread.is_alive()
-        stop.set()
-    thread.join(10)
-    assert found == [EXPECTED]
-    # It is still in the hands of whoever has claimed it.
-    assert f"{claimed}.claim" in names(done)
     ledger.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -150,4 +151,28 @@ def test_a_rank_that_goes_on_to_a_retry_gives_its_claim_back(done: Path, monkeyp
     assert [name for name in names(done) if name.endswith(".claim")]
     ledger.adopt_retries(is_retryable)
     assert not [name for name in names(done) if name.endswith(".claim")]
+    ledger.close()
+
+
+@pytest.mark.parametrize("claimed", ["1", f"total.{len(UNITS)}"])
+@pytest.mark.parametrize("is_stopped_at_once", [False, True])
+def test_a_rank_that_is_asked_to_end_waits_for_no_other(
+    done: Path, monkeypatch: pytest.MonkeyPatch, claimed: str, is_stopped_at_once: bool
+) -> None:
+    monkeypatch.setattr(sums, "CLAIM_S", 3600.0)
+    (done / "_sums").mkdir()
+    (done / "_sums" / f"{claimed}.claim").touch()
+    ledger, stop, found = opened(done), threading.Event(), list[Totals]()
+    if is_stopped_at_once:
+        stop.set()
+    thread = threading.Thread(target=lambda: found.append(ledger.totals(in_haste=stop.is_set)), daemon=True)
+    thread.start()
+    if not is_stopped_at_once:
+        thread.join(1)
+        assert thread.is_alive()
+        stop.set()
+    thread.join(10)
+    assert found == [EXPECTED]
+    # It is still in the hands of whoever has claimed it.
+    assert f"{claimed}.claim" in names(done)
     ledger.close()
