@@ -117,7 +117,8 @@ def _exit_code(totals: Totals, max_error_rate: float) -> int:
 
 def _tell_without_locations(ledger: Ledger, totals: Totals, field: str) -> None:
     """Say so where no photo at all has the field that names its location."""
-    if totals.rows or not totals.errors:
+    # Of a run that was stopped the totals may be those of this process alone.
+    if totals.done < totals.units or totals.rows or not totals.errors:
         return
     stages: set[str] = set()
     for unit in ledger.units:

@@ -217,6 +217,9 @@ def totals_of(done: Done, units: Sequence[int]) -> Totals:
 
 
 def totals_of_own(done: Done, units: Sequence[int]) -> Totals:
-    """The same where no marker is to be read: how many are known to be done, and what came of this process's own."""
+    """The same where no marker is to be read: how many are known to be done, and what came of this process's own.
+
+    Among these are a few of others, where their markers have been read to learn how long a unit takes.
+    """
     own = Totals.of(len(units), [marker.counts for marker in done.own()])
     return dataclasses.replace(own, done=sum(unit in done for unit in units))

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from grouped_samples import DIM, NUM_CELLS, write_embeddings, write_shard
 from small_world import World, draw_jpeg, make_head, predictions
+from store_samples import make_units
 
 from geoloc_batch.cli import main
-from geoloc_batch.run import view_window
+from geoloc_batch.records import RowError
+from geoloc_batch.run import drive, view_window
 from geoloc_batch.run.location_source import LocationSource
 from geoloc_batch.run.sources import FeatureBatch
 from geoloc_batch.run.telemetry import Telemetry
 from geoloc_batch.store import locations
+from geoloc_batch.store.execution import Totals
 from geoloc_batch.store.features import StoredFeatures, plan_embeddings
+from geoloc_batch.store.ledger import Ledger
+from geoloc_batch.store.tables import errors_path, write_errors
 
 Geoloc = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -72,6 +79,20 @@ def test_a_misspelt_field_is_told_after_the_first_unit_and_in_the_end(
     caplog.clear()
     assert geoloc(*command)[0] == 3
     assert caplog.text.count("no photo that could be read has 'plaza'") == 1
+
+
+def test_a_stopped_process_does_not_tell_from_its_own_units_alone_that_no_photo_has_the_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard, path = make_units(2)[0], tmp_path / errors_path(0)
+    path.parent.mkdir()
+    write_errors(path, [RowError("a", shard.source, 0, "group", "no place", False)])
+    ledger = cast(Ledger, SimpleNamespace(out=tmp_path, units=make_units(2)))
+    own = Totals(units=2, done=1, units_failed=0, samples=1, rows=0, errors=1)
+    drive._tell_without_locations(ledger, own, "place")
+    assert not caplog.records
+    drive._tell_without_locations(ledger, dataclasses.replace(own, done=2), "place")
+    assert "no photo that could be read has 'place' in its json" in caplog.text
 
 
 def test_a_pair_that_has_gone_from_a_finished_folder_is_missed(
