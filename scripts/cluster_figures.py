@@ -41,7 +41,7 @@ class Figures:
     """Mean of an acquire that gave a unit, those that gave none counted in."""
     commit_ms: float
     known_s: float | None
-    """From the last marker until the last witness knew that all is done."""
+    """From the last marker until the last witness knew what came of everything."""
 
 
 def figures(cluster: Cluster) -> Figures:
