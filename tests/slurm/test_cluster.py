@@ -22,7 +22,7 @@ sys.path.insert(0, sys.argv[1])
 from cluster import Cluster
 with Cluster() as cluster:
     cluster.run("sbatch", "--nodes=2", "--output=/dev/null", "--wrap=srun sleep 1000")
-    cluster.wait(lambda: " R " in cluster.run("squeue"), 30, "a job")
+    cluster.wait(lambda: " R " in cluster.run("squeue"), 90, "a job")
     print(cluster.folder, flush=True)
     time.sleep(1000)
 """
@@ -40,10 +40,12 @@ def test_nothing_is_left_of_a_cluster_whose_owner_ended(number: signal.Signals) 
     if reason := why_absent():
         pytest.skip(reason)
     command = [sys.executable, "-c", OWNER, str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as owner:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         try:
-            folder = Path(owner.stdout.readline().strip())
+            told = owner.stdout.readline().strip()
+            assert told, "the owner has ended, or was never given a job"
+            folder = Path(told)
             # A job runs a little before its first process does.
             wait_until(lambda: len(list(processes_of(folder))) >= 6)
             owner.send_signal(number)
