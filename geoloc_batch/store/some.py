@@ -12,6 +12,7 @@ SOME_STAGED, SOME_GROUPS, SOME_TRIED, SOME_LOOKED_AT, SOME_JUDGED, SOME_CLOCKS =
 """Of what others have in work, at most so much is looked at at once."""
 LOOK_S, PROMPT_S, REST_FACTOR = 1.0, 0.1, 4.0
 MANY_TRIED = 128
+"""Units that a rank tries before it has looked in vain; SOME_TRIED after that."""
 IDLE_SHARE, LONGEST_REST_S = 0.25, 15.0
 
 
