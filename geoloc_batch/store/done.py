@@ -19,10 +19,10 @@ MAX_STATS = 8
 class Done:
     """Units known to be done, with their markers once they were read. What is done stays done."""
 
-    def __init__(self, files: FilePort, out: Path, sums: Sums | None = None) -> None:
+    def __init__(self, files: FilePort, out: Path) -> None:
         self._files = files
         self._out = out
-        self.sums = sums
+        self.sums: Sums | None = None
         """Where other ranks say what is done; None where that is not looked at."""
         # By the thousand, its units as the bits of a number: every rank comes to know all units.
         self._bits: dict[int, int] = {}

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
 from stream_samples import Walk, numbered, tar_bytes, write_bytes
-
-FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-
-NAMES = st.lists(
-    st.text(st.sampled_from("ab.ä漢 -_0"), min_size=1, max_size=60).filter(lambda part: part not in (".", "..")),
-    min_size=1,
-    max_size=6,
-).map("/".join)
-MEMBERS = st.lists(st.tuples(NAMES, st.binary(max_size=1400)), max_size=8)
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
