@@ -17,6 +17,7 @@ from torch import Tensor
 
 from geoloc_batch.records import RowError, Sample, Unit, UnitEnd, UnitError
 from geoloc_batch.stream.batch import Batch, Filling, new_ring
+from geoloc_batch.stream.interrupt import POLL_S
 from geoloc_batch.stream.stats import Counts, Depth
 
 MAX_ENDS_AHEAD = 64
@@ -189,7 +190,9 @@ class Exchange:
         """What comes next; None at the end, and after stop. Raises what ended one of the threads."""
         started = time.perf_counter()
         with self._lock:
-            self._ready.wait_for(lambda: self._out or self._is_finished or self._is_stopped)
+            # Not without end: the main thread does not wake of a signal that comes at the moment when its wait begins.
+            while not self._ready.wait_for(lambda: self._out or self._is_finished or self._is_stopped, POLL_S):
+                pass
             self._consumer_wait_s += time.perf_counter() - started
             if self._failure is not None:
                 raise self._failure

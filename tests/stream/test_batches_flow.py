@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import traceback
@@ -15,6 +16,7 @@ import torch
 from batch_samples import CONFIG, SIDE, Run, released, shard, square, threads
 from stream_samples import jpeg, numbered, tar_bytes, unit_of, write_tar
 
+from geoloc_batch.errors import StopRequested
 from geoloc_batch.records import Unit, UnitEnd
 from geoloc_batch.stream import batches as batches_module
 from geoloc_batch.stream import exchange as exchange_module
@@ -197,6 +199,40 @@ def test_close_ends_a_consumer_that_waits_in_another_thread(tmp_path: Path) -> N
     assert not consumer.is_alive()
     assert time.monotonic() - started < 5
     assert got == []
+
+
+def test_a_signal_that_does_not_wake_the_waiting_consumer_is_seen_nevertheless() -> None:
+    # As one that comes between the main thread's last look for signals and its sleep. Here another thread takes it.
+    is_over, in_time = threading.Event(), []
+
+    def units() -> Iterator[Unit]:
+        is_over.wait()
+        yield from ()
+
+    def ask(stream: BatchStream) -> None:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        in_time.append(is_over.wait(5))
+        stream.close()
+
+    def handle(*_: object) -> None:
+        raise StopRequested
+
+    before = signal.signal(signal.SIGUSR2, handle)
+    try:
+        with BatchStream(units(), side=SIDE, batch_size=4, config=CONFIG) as stream:
+            asker = threading.Thread(target=ask, args=(stream,))
+            asker.start()
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+            with pytest.raises(StopRequested):
+                next(iter(stream), None)
+            is_over.set()
+            asker.join()
+        assert in_time == [True]
+    finally:
+        is_over.set()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_what_the_units_raise_reaches_the_consumer(tmp_path: Path) -> None:
