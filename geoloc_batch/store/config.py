@@ -26,7 +26,7 @@ class StatusConfig:
     """Look again every so many seconds (10 where no number follows) until all is done: a terminal is redrawn, elsewhere
     each look is one line."""
     json: bool = False
-    """Print the JSON object alone."""
+    """Print the JSON object alone, and all ranks in it, where the text has the first 24."""
 
     def __post_init__(self) -> None:
         expand_home(self, {"out"})

@@ -149,10 +149,12 @@ def seconds_left(
         for result in latest
         if result.ended_s > result.began_s
     ]
+    # Once for all of thousands of ranks.
+    pace = median(paces)
     left: float = sum(unit.num_bytes or usual for unit in plan if unit.index not in results)
     begun = {lease.goal.unit: lease.taken_ns / SECOND_NS for lease in working if lease.taken_ns}
     for unit, since_s in begun.items():
         if unit not in results and unit < len(plan):
             size = plan[unit].num_bytes or usual
-            left -= size * min(1.0, max(0.0, now_s - since_s) / (median(paces) * size))
+            left -= size * min(1.0, max(0.0, now_s - since_s) / (pace * size))
     return max(0.0, left / per_s)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TextIO
 
 from geoloc_batch.errors import EXIT_COMPLETE, EXIT_INCOMPLETE
 from geoloc_batch.store.config import StatusConfig
 from geoloc_batch.store.status import Looker, Status
-from geoloc_batch.store.status_text import format_line, format_status
+from geoloc_batch.store.status_text import MAX_RANKS, format_line, format_status
 
 # Cursor to the upper left corner, and everything behind it away.
 CLEAR = "\x1b[H\x1b[J"
@@ -32,11 +32,11 @@ def show_status(config: StatusConfig, stream: TextIO | None = None) -> int:
         found = looker.look()
         if not config.json:
             print(format_status(found), file=stream)
-        _print_json(found, stream)
+        _print_json(found if config.json else _shown(found), stream)
         return EXIT_COMPLETE
     found = _watch(looker, config.watch, stream, is_json=config.json)
     if not config.json:
-        _print_json(found, stream)
+        _print_json(_shown(found), stream)
     return EXIT_COMPLETE if found.state == "complete" else EXIT_INCOMPLETE
 
 
@@ -57,6 +57,11 @@ def _watch(looker: Looker, every_s: float, stream: TextIO, *, is_json: bool) -> 
             found = looker.look()
     except KeyboardInterrupt:
         return found
+
+
+def _shown(found: Status) -> Status:
+    """With the ranks that stand in the lines above: those of a thousand others would bury these."""
+    return replace(found, ranks=found.ranks[:MAX_RANKS])
 
 
 def _print_json(found: Status, stream: TextIO) -> None:

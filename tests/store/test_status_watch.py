@@ -6,14 +6,16 @@ import io
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from store_samples import NUM_FINISHED, in_work, write_unit
+from store_samples import CONFIG, NUM_FINISHED, in_work, make_units, take, write_unit
 
 from geoloc_batch.cli import main
 from geoloc_batch.errors import ConfigError
 from geoloc_batch.store import standing, watch
 from geoloc_batch.store.config import StatusConfig
+from geoloc_batch.store.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 
@@ -81,3 +83,25 @@ def test_the_command_ends_with_one_json_line(out: Path, flags: list[str], capsys
 def test_a_watch_of_no_time_is_refused(out: Path) -> None:
     with pytest.raises(ConfigError, match="--watch must lie between"):
         StatusConfig(out=str(out), watch=0)
+
+
+def test_the_json_below_the_text_has_the_ranks_of_the_text_and_with_json_alone_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MAX_RANKS", 1)
+    first, _ = in_work(tmp_path / "out", 3)
+    second = Ledger(first.out, worker="n2-7-r0")
+    second.open(CONFIG)
+    second.adopt_plan(make_units(3))
+    take(second)
+
+    def ranks(**flags: Any) -> list[str]:
+        stream = io.StringIO()
+        watch.show_status(StatusConfig(out=str(first.out), **flags), stream)
+        return [rank["name"] for rank in json.loads(stream.getvalue().splitlines()[-1])["ranks"]]
+
+    assert len(ranks()) == 1
+    assert len(ranks(json=True)) == 2
+    assert "n2-7-r0" in ranks(json=True)
+    for rank in (first, second):
+        rank.close()
