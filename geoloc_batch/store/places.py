@@ -61,6 +61,7 @@ class Places:
         self._place = {source: places.get(unit.index) or place_of(unit) for source, unit in self._units.items()}
         self._by_place = {(source[0], place): source for source, place in self._place.items() if place}
         self._by_file: dict[Source, Source] | None = None
+        self._real_folders: dict[str, str] = {}
         self.moved: list[str] = []
         """Sources found by their name alone, for the files that they once were are gone."""
 
@@ -84,14 +85,14 @@ class Places:
         if source in self._units:
             self._check_same(unit, place, self._place[source])
             return source
-        return self._files().get((unit.kind, os.path.realpath(place)))
+        return self._files().get((unit.kind, self._real(place)))
 
     def add(self, unit: Unit) -> None:
         """Note a new source, so that the same file under another spelling finds it."""
         source, place = (unit.kind, unit.source), place_of(unit)
         if place is not None:
             self._by_place[unit.kind, place] = source
-            self._files()[unit.kind, os.path.realpath(place)] = source
+            self._files()[unit.kind, self._real(place)] = source
 
     def _check_same(self, unit: Unit, place: str, pinned: str | None) -> None:
         if pinned is None or not os.path.exists(pinned):
@@ -105,10 +106,17 @@ class Places:
     def _files(self) -> dict[Source, Source]:
         """The pinned sources by the files that they are now, links resolved."""
         if self._by_file is None:
-            self._by_file = {
-                (source[0], os.path.realpath(place)): source for source, place in self._place.items() if place
-            }
+            self._by_file = {(source[0], self._real(place)): source for source, place in self._place.items() if place}
         return self._by_file
+
+    def _real(self, place: str) -> str:
+        """os.path.realpath, which would ask for each folder on the way again, for each of a million shards."""
+        if os.path.islink(place):
+            return os.path.realpath(place)
+        folder, name = os.path.split(place)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._real_folders[folder], name)
 
 
 def told_of_moved(pinned: Iterable[Unit], fresh: Iterable[Unit], places: Mapping[int, str]) -> list[str]:
