@@ -20,7 +20,7 @@ from geoloc_batch.store.some import SOME_GROUPS, some
 
 SLOW_FACTOR = 3.0
 MAX_PACES = 64
-MAX_MISSES, MANY_MISSES = 4, 64
+MAX_MISSES, MANY_MISSES = 4, 16
 IN_WORK = 32
 """Units of a folder that others may have in work, about."""
 
@@ -115,16 +115,25 @@ class Schedule:
             self._num_misses = 0
             self._fresh = self._fullest()
         elif self.order.is_long and self._num_misses and self._num_misses % MAX_MISSES == 0:
-            # Others are at work along here: further on, the further the more they are.
-            if self._num_misses % MANY_MISSES == 0:
-                self._fresh = self._not_done(self._fresh)
-            self._fresh.rotate(-random.randrange(4 * self._num_misses))
+            if self._num_misses == MANY_MISSES:
+                self._choose_again()
+            else:
+                # Others are at work along here: further on, the further the more they are.
+                self._fresh.rotate(-random.randrange(4 * self._num_misses))
         if not self._fresh:
             return None
         self._num_misses += 1
         unit = self._fresh.popleft()
         self._taken[unit.index] = unit
         return unit
+
+    def _choose_again(self) -> None:
+        """Most of what is left here others have, or have done: go where more is left, which may be here."""
+        self._num_misses = 0
+        self._groups.appendleft(self._fresh)
+        self._fresh = self._fullest()
+        # So late many come to the same folder at once.
+        self._fresh.rotate(-random.randrange(len(self._fresh) + 1))
 
     def _fullest(self) -> deque[Unit]:
         """Of the next few folders the one with the most to do: so that none is left over when all others are done."""
