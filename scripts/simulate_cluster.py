@@ -48,7 +48,8 @@ SWEEP_UNITS_PER_RANK = 10
 OVER_IDEAL, DOUBLED, IDLE = 1.15, 0.02, 0.01
 SHOWN = (
     *("ranks", "units", "makespan_s", "ideal_s", "over_ideal", "idle", "doubled", "ops_per_unit", "work_per_unit"),
-    *("ops_per_s", "mean_load", "peak_load", "longest_wait_s", "acquire_ms", "commit_ms", "known_s"),
+    *("ops_per_s", "mean_load", "peak_load", "longest_wait_s", "acquire_ms", "commit_ms"),
+    *("fresh_s", "known_most_s", "known_s"),
 )
 
 
@@ -146,7 +147,7 @@ def shared(units: Sequence[Unit]) -> Callable[[Cluster, Ledger], None]:
     def adopt(cluster: Cluster, ledger: Ledger) -> None:
         # The plan is read; of the folders of markers, those that are there and have no sum are listed.
         model, disk, done = cluster.server.model, cluster.server.disk, f"{ledger.out}/_done"
-        ledger._done.sums = Sums(ledger._files, ledger.out)
+        ledger._done.sums = Sums(ledger._files, ledger.out, ledger._leases)
         ledger._done.learn()
         names = [name for name in ledger._files.names(ledger.out / "_done") if not ledger._done.is_whole(int(name))]
         folders = [disk.folders[f"{done}/{name}"] for name in names]

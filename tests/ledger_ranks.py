@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -103,9 +104,13 @@ class Rank:
             if taken is None:
                 for goal in goals:
                     self.model.check_whole(goal)
-                    # And what a retry has published before we asked.
-                    self.model.check_whole(standing.get(goal.unit, goal))
+                    # And what a retry has published before we asked, unless another rank has cleared up before that.
+                    if ledger._adding is None or ledger._adding._has_cleared_up:
+                        self.model.check_whole(standing.get(goal.unit, goal))
                 self.is_through = True
+                return
+            if taken == "wait" and not self._in_hand and self._is_asked_to_end():
+                self._end_early(ledger, goals)
                 return
             if taken == "wait":
                 self.files.sleep(5.0)
@@ -119,6 +124,17 @@ class Rank:
             self.model.world.spawn(self.process, lambda execution=taken: self._finish(ledger, execution))
             while len(self._in_hand) >= self.scenario.in_hand:
                 self.files.sleep(1.0)
+
+    def _is_asked_to_end(self) -> bool:
+        is_at_the_end = self.model.world.num_early_steps > 0
+        return not is_at_the_end and self.random.random() < self.scenario.stop_chance
+
+    def _end_early(self, ledger: Ledger, goals: list[Goal]) -> None:
+        """Asked to end, as a job that gets a signal is."""
+        ledger.totals(in_haste=lambda: True)
+        if ledger.is_through:
+            for goal in goals:
+                self.model.check_whole(goal)
 
     def _finish(self, ledger: Ledger, execution: Execution) -> None:
         """One unit, from its photos to its commit."""
@@ -186,6 +202,8 @@ def run_scenario(scenario: Scenario) -> Turns:
     Raises:
         ContractError: the ledger broke its promise.
     """
+    # Ranks choose at random where to begin.
+    random.seed(scenario.seed)
     disk = Disk(has_links=scenario.has_links, can_lose_power=any(fault.kind == "power" for fault in scenario.faults))
     world = Turns(disk, seed=scenario.seed, switch_chance=scenario.switch_chance, faults=scenario.faults)
     disk.make_folder(OUT.parent)

@@ -39,6 +39,8 @@ class Scenario:
     has_links: bool = True
     switch_chance: float = 0.1
     abandon_chance: float = 0.0
+    stop_chance: float = 0.0
+    """How likely a rank is asked to end where it waits with nothing in hand."""
     in_hand: int = 1
     """Units that a rank holds at a time; with more than one, commits run beside acquire."""
     poison: int = -1
@@ -135,6 +137,24 @@ def make_retry_duel(random: Random) -> Scenario:
         is_improving=random.random() < 0.5,
         faults=tuple(hit(random.randint(1, num_ranks + 2)) for _ in range(random.randint(1, 4))),
         num_late=random.choice([0, 1, 2]),
+    )
+
+
+def make_end_duel(random: Random) -> Scenario:
+    """Ranks that are hit where one of them clears up for all; another has died between a marker and its moves."""
+    num_ranks, num_units = random.randint(3, 4), random.randint(4, 6)
+    faults = [Fault("kill", random.randint(1, num_ranks), random.choice(["img_emb", "rename"]), random.randint(1, 16))]
+    for process in range(1, num_ranks + 1):
+        kind = random.choice(["stop", "kill"])
+        faults.append(Fault(kind, process, f"total.{num_units}.claim", random.randint(1, 3), 200.0))
+    return Scenario(
+        seed=random.randrange(1 << 32),
+        num_units=num_units,
+        first_units=(num_units,) * num_ranks,
+        has_links=random.random() < 0.6,
+        switch_chance=random.choice([0.05, 0.2]),
+        stop_chance=random.choice([0.0, 0.3]),
+        faults=tuple(faults),
     )
 
 

@@ -87,9 +87,15 @@ def drive(
         log.warning(
             "%d units of %s were never done: run the command that made it again", totals.units - totals.done, ledger.out
         )
+    if totals.done == totals.units and not ledger.is_through:
+        log.warning(
+            "all units are done, and another process was clearing up in %s when this one was asked to end: the same "
+            "command once more sees that nothing is missing",
+            ledger.out,
+        )
     if outputs.group_by:
         _tell_without_locations(ledger, totals, outputs.group_by)
-    exit_code = _exit_code(totals, run.max_error_rate)
+    exit_code = _exit_code(totals, run.max_error_rate) if ledger.is_through else EXIT_INCOMPLETE
     if exit_code != EXIT_INCOMPLETE and outputs.group_by and _has_scattered(ledger, outputs):
         exit_code = EXIT_WITH_ERRORS
     return Summary(

@@ -109,8 +109,21 @@ class Leases:
 
     def give_back(self, token: str) -> None:
         """Remove a lease of ours."""
+        self._drop(token)
+
+    def keep(self, claim: Path) -> None:
+        """Touch another file of ours with every beat, too, until it is dropped."""
         with self._lock:
-            path = self._held.pop(token, None)
+            self._held[str(claim)] = claim
+        self._start_beating()
+
+    def drop(self, claim: Path) -> None:
+        """Remove a file that was kept."""
+        self._drop(str(claim))
+
+    def _drop(self, name: str) -> None:
+        with self._lock:
+            path = self._held.pop(name, None)
         if path is not None:
             remove_file(self.files, path)
 
@@ -178,7 +191,7 @@ class Leases:
                 remove_file(self.files, self.folder / name)
 
     def beat(self) -> None:
-        """Touch every lease held."""
+        """Touch every lease held, and all else that is kept."""
         with self._lock:
             paths = list(self._held.values())
         for path in paths:

@@ -78,6 +78,8 @@ class Ledger:
         self._max_executions = max_executions
         self._make_leases = partial(Leases, beat_s=beat_s, stale_beats=stale_beats, worker=worker)
         self._turn = threading.Lock()
+        self.is_through = False
+        """Whether all units are done, and what dead ranks have left of these has been put in its place."""
         self._adding: Adding | None = None
         self._is_open = False
 
@@ -123,7 +125,7 @@ class Ledger:
             OutputError: a source was pinned in another way, and not all of it is done; or the plan was removed.
         """
         assert self._is_open, "open() comes first"
-        self._done.sums = Sums(self._files, self.out)
+        self._done.sums = Sums(self._files, self.out, self._leases)
         # What is found now holds for a while; what is found later for as long as we live.
         self._done.learn()
         adopted = adopt(self._files, self.out, units, self._done, has_links=self._commits.has_links)
@@ -159,6 +161,7 @@ class Ledger:
         self, units: Sequence[Unit], schedule: Schedule, sources: Mapping[int, str], forced: Collection[int] = ()
     ) -> None:
         self.units = units
+        self.is_through = False
         self._schedule = schedule
         if self._adding is not None:
             self._adding.close()
@@ -166,9 +169,9 @@ class Ledger:
         if len(units) <= THOUSAND:
             self._done.sums = None
         sums = self._done.sums
-        self._adding = Adding(self._files, self.out, self._leases, self._done, sums) if sums is not None else None
-        if sums is not None and units[-1].index == len(units) - 1:
-            self._done.num_first = len(units)
+        self._adding = None
+        if sums is not None:
+            self._adding = Adding(self._files, self.out, self._leases, self._done, sums, units)
         self._outcomes = Outcomes(
             commits=self._commits, config=self._config_hash, sources=sources, forced=forced, worker=self._leases.worker
         )
@@ -182,7 +185,7 @@ class Ledger:
         Returns:
             An Execution; "wait" where there is nothing to take now but units are still in work, here or elsewhere
             (finish and commit what is in hand, then ask again in a second); None where every unit is committed or
-            quarantined and every file stands under its name.
+            quarantined and every file stands under its name, but for those of a retry beside us that has just died.
             A unit that a dead execution has left comes last and alone: if it kills this process too, nothing else is
             blamed for it. So "wait" is also the answer while such a unit is in hand.
         """
@@ -191,11 +194,29 @@ class Ledger:
                 return "wait"
             is_time = self._search.is_time()
             found = self._search.look() if is_time else "wait"
-            if found is None:  # Some rank may have died between its marker and its moves.
-                self._commits.sweep(self._leases)
-            if found == "wait" and self._adding is not None and not self._hands.all():
+            is_all_done = found is None
+            if is_all_done:
+                found = self._end()
+            if is_time:
+                self._search.rest(in_vain=found == "wait", is_all_done=is_all_done)
+            if self._adding is not None and found == "wait" and not self._hands.all():
                 self._adding.go_on(may_begin=is_time)
+            elif self._adding is not None and isinstance(found, Execution):
+                self._adding.pause()
             return found
+
+    def _end(self) -> Literal["wait"] | None:
+        """Some rank may have died between its marker and its moves. Of thousands one looks, and the others wait."""
+
+        def clear_up() -> None:
+            self._commits.sweep(self._leases)
+
+        if self._adding is not None:
+            self.is_through = self._adding.end(clear_up)
+        else:
+            clear_up()
+            self.is_through = True
+        return None if self.is_through else "wait"
 
     def commit(
         self, execution: Execution, outputs: Sequence[str], counts: UnitCounts, *, limiting_stage: str = ""
@@ -253,19 +274,27 @@ class Ledger:
 
         Args:
             in_haste: whether this process has been asked to end, which it may be meanwhile: then it waits for no other
-                rank. If it is so from the start and not all is done, only its own units are summed up of very many, for
-                reading the markers of all the others would outlast the time that it is given.
+                rank, and all may be done and `is_through` false. If it is so from the start and not all is done, only
+                its own units are summed up of very many, for reading the markers of all the others would outlast the
+                time that it is given.
 
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
+        if not self.is_through:
+            units = [unit.index for unit in self.units]
+            if in_haste() and len(units) > MANY_UNITS and not all(unit in self._done for unit in units):
+                return totals_of_own(self._done, units)
+            # Asked to end, perhaps after the last commit, and before acquire could say so.
+            self._done.look_all(units)
+            if all(unit in self._done for unit in units):
+                self._end()
+        if self._adding is not None and (found := self._adding.total()) is not None:
+            # Before anything is made of a million units.
+            return found
         units = [unit.index for unit in self.units]
-        if in_haste() and len(units) > MANY_UNITS and not all(unit in self._done for unit in units):
-            return totals_of_own(self._done, units)
-        if self._adding is not None:
-            return self._adding.totals(units, in_haste)
         self._done.look_all(units)
-        return totals_of(self._done, units)
+        return self._adding.totals(units, in_haste) if self._adding is not None else totals_of(self._done, units)
 
     def close(self) -> None:
         """Give back what is still held and stop the heartbeat. The ledger cannot be used after it."""

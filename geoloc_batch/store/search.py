@@ -52,8 +52,11 @@ class Search:
         if not isinstance(found, Execution):
             # Of very many units not only when all were tried, or those of the dead would wait for that.
             found = self._left_over() or found
-        self._looks.end(in_vain=found == "wait")
         return found
+
+    def rest(self, *, in_vain: bool, is_all_done: bool) -> None:
+        """To be said after a look."""
+        self._looks.end(in_vain=in_vain, is_seldom=is_all_done)
 
     def _fresh(self) -> Execution | Literal["wait"] | None:
         """From the units that this rank has not tried; None where all were."""

@@ -60,8 +60,8 @@ class Looks:
         """Whether this look has not lasted long yet."""
         return self._now_s() - self._began_s <= LOOK_S
 
-    def end(self, *, in_vain: bool) -> None:
-        """Rest after what was in vain, in proportion."""
+    def end(self, *, in_vain: bool, is_seldom: bool = False) -> None:
+        """Rest after what was in vain, in proportion; `is_seldom` as in a long plan."""
         if not in_vain:
             self._idle_since_s = None
             return
@@ -70,6 +70,6 @@ class Looks:
             self._idle_since_s = self._began_s
         took_s = ended_s - self._began_s
         rest_s = REST_FACTOR * took_s if took_s > PROMPT_S else 0.0
-        if self._is_long:
+        if self._is_long or is_seldom:
             rest_s = min(max(rest_s, IDLE_SHARE * (ended_s - self._idle_since_s)), LONGEST_REST_S)
         self._rest_until_s = ended_s + rest_s

@@ -26,7 +26,7 @@ from pathlib import Path
 from geoloc_batch.store.execution import Totals
 from geoloc_batch.store.files import FilePort
 from geoloc_batch.store.goal import THOUSAND, Goal, marker_path
-from geoloc_batch.store.lease import SECOND_NS
+from geoloc_batch.store.lease import SECOND_NS, Leases
 from geoloc_batch.store.pin import SUMS
 from geoloc_batch.store.publish import canonical_json, remove_file, remove_tree
 
@@ -36,8 +36,6 @@ LAYOUT = 1
 YOUNG_S = 3.0
 LOOK_S = 5.0
 """Between two looks at the folder."""
-CLAIM_S = 20.0
-"""A claim that has not been touched for so long is that of the dead."""
 
 What = int | str
 """The number of a folder of markers, or `name_of_total` so many units."""
@@ -55,9 +53,10 @@ def _num_units(what: What) -> int:
 class Sums:
     """The folder of sums, seen by one rank."""
 
-    def __init__(self, files: FilePort, out: Path) -> None:
+    def __init__(self, files: FilePort, out: Path, leases: Leases) -> None:
         self._files = files
         self._out = out
+        self._leases = leases
         self._folder = out / SUMS
         self._known: dict[What, str] = {}
         self._outdated: set[str] = set()
@@ -68,6 +67,10 @@ class Sums:
     def __contains__(self, what: What) -> bool:
         """Whether there is a sum that holds, as far as is known."""
         return what in self._known
+
+    def __len__(self) -> int:
+        """How many are known."""
+        return len(self._known)
 
     def look(self, *, now: bool = False) -> list[What]:
         """What is found to have a sum since the last look; looks seldom, unless it shall be `now`."""
@@ -112,21 +115,26 @@ class Sums:
         return marker_path(self._out, Goal(thousand * THOUSAND)).parent
 
     def read(self, what: What) -> Totals | None:
-        """A sum that was found, None where it is none after all."""
-        try:
-            fields = json.loads(self._files.read(self._folder / self._known[what]))
-            if fields.pop("layout") != LAYOUT or not all(type(value) is int for value in fields.values()):
-                raise ValueError
-            found = Totals(**fields)
-            if not found.units == found.done == _num_units(what):
-                raise ValueError
-            return found
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
-            # Somebody has removed or changed it: the next rank that looks makes it again.
-            name = self._known.pop(what)
-            self._outdated.add(name)
-            self._remove(name)
-            return None
+        """A sum that was found, None where it is none after all and no other is there."""
+        while what in self._known:
+            try:
+                return self._parsed(what)
+            except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+                # Another rank has put one with a better time in its place; or somebody has changed it.
+                name = self._known.pop(what)
+                self._outdated.add(name)
+                self._remove(name)
+                self.look(now=True)
+        return None
+
+    def _parsed(self, what: What) -> Totals:
+        fields = json.loads(self._files.read(self._folder / self._known[what]))
+        if fields.pop("layout") != LAYOUT or not all(type(value) is int for value in fields.values()):
+            raise ValueError
+        found = Totals(**fields)
+        if not found.units == found.done == _num_units(what):
+            raise ValueError
+        return found
 
     def _remove(self, name: str) -> None:
         # What cannot be removed is in nobody's way.
@@ -134,14 +142,16 @@ class Sums:
             remove_file(self._files, self._folder / name)
 
     def claim(self, what: What) -> bool:
-        """Whether this rank is to make a sum. It costs work and nothing else if two do."""
+        """Whether this rank is to make a sum, and says so with every beat. It costs work and nothing else if two do."""
         path = self._claim(what)
         try:
             self._create(path)
         except FileExistsError:
             if not self._is_left(what, path):
                 return False
-            self.touch(what)
+            with contextlib.suppress(OSError):
+                self._files.touch(path)
+        self._leases.keep(path)
         # It may have been made, and its claim given back, since we last looked.
         self.look(now=True)
         if what in self:
@@ -168,17 +178,13 @@ class Sums:
         if touched_ns != found.mtime_ns:
             self._unmoved[what] = (found.mtime_ns, now_s)
             return False
-        return now_s - since_s > CLAIM_S
-
-    def touch(self, what: What) -> None:
-        """Say that we are still at work on it."""
-        # Gone, or another user's: at the worst another rank does the same.
-        with contextlib.suppress(OSError):
-            self._files.touch(self._claim(what))
+        return now_s - since_s > self._leases.stale_s
 
     def let_go(self, what: What) -> None:
         """Give a claim back."""
-        self._remove(self._claim(what).name)
+        # What cannot be removed is in nobody's way for long.
+        with contextlib.suppress(OSError):
+            self._leases.drop(self._claim(what))
 
     def _claim(self, what: What) -> Path:
         return self._folder / f"{what}.claim"

@@ -18,6 +18,7 @@ from small_world import (
     tree_bytes,
     wait_for,
 )
+from store_samples import crowd
 
 from geoloc_batch.cli import main
 from geoloc_batch.run import drive as drive_room
@@ -124,3 +125,33 @@ def test_a_stopped_run_of_very_many_units_tells_what_it_has_done_itself(
         assert (summary["units"], summary["rows"], summary["samples"]) == (24, sum(rows), sum(rows))
         num_before += len(rows)
         assert f"those of this process: there is no time to read {num_before} markers" in caplog.text
+
+
+def test_who_is_stopped_while_another_clears_up_at_the_end_ends_with_75(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any
+) -> None:
+    crowd(monkeypatch)
+    make_shards(tmp_path / "shards", [3] * 5)
+    out = tmp_path / "out"
+    claim = out / "_sums" / "total.5.claim"
+    acquire = Ledger.acquire
+
+    def acquire_and_be_stopped(self: Ledger) -> Execution | Any:
+        # Of a process that has begun to clear up.
+        claim.parent.mkdir(exist_ok=True)
+        claim.touch()
+        found = acquire(self)
+        if found == "wait" and len(list((out / "_done").rglob("*.json"))) == 5:
+            # To the main thread, which may be waiting for this one.
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    arguments = ["embed", str(tmp_path / "shards"), "--out", str(out), *world.encoder_flags]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Ledger, "acquire", acquire_and_be_stopped)
+        assert main(arguments) == 75
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["units"], summary["rows"]) == (5, 15)
+    assert "another process was clearing up" in caplog.text
+    claim.unlink()
+    assert main(arguments) == 0

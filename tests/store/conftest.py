@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import end_samples
 import pytest
-from store_samples import CONFIG, NUM_FINISHED, WORKER, make_units, run_rank, staging_rows
+from store_samples import CONFIG, NUM_FINISHED, WORKER, crowd, make_units, run_rank, staging_rows
 
+from geoloc_batch.store import some, sums
 from geoloc_batch.store.ledger import Ledger
 
 
@@ -56,3 +58,22 @@ def retryable(tmp_path: Path) -> Path:
     """Three done units, each with four rows, two errors that may be mended, and a unit error of that kind."""
     run_rank(tmp_path / "out", 3, staging_rows(4, 2, is_cut=True))
     return tmp_path / "out"
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> None:
+    """So few units are a long plan; no folder is too young to be added up, and nobody rests."""
+    crowd(monkeypatch)
+    monkeypatch.setattr(sums, "LOOK_S", 0.0)
+    monkeypatch.setattr(sums, "YOUNG_S", -3600.0)
+    monkeypatch.setattr(some, "LONGEST_REST_S", 0.0)
+
+
+@pytest.fixture
+def ended(tmp_path: Path, few_are_many: None) -> Path:
+    """A long plan of which all is done; a dead rank has left something."""
+    out = tmp_path / "out"
+    run_rank(out, end_samples.NUM_UNITS)
+    (out / "_staging" / "000003.dead").mkdir()
+    (out / "_staging" / "000003.dead" / "000003.npy").touch()
+    return out

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_ranks import run_scenario
-from ledger_scenarios import make_retry_duel, make_scenario
+from ledger_scenarios import make_end_duel, make_retry_duel, make_scenario
 from store_samples import CONFIG, crowd, make_units, take
 
 from geoloc_batch.store import schedule
+from geoloc_batch.store.adding import Adding
+from geoloc_batch.store.commit import Commits
 from geoloc_batch.store.files import OsFiles
+from geoloc_batch.store.lease import Leases
 from geoloc_batch.store.ledger import Ledger, UnitCounts
 from geoloc_batch.store.schedule import Schedule
 from geoloc_batch.store.some import some
@@ -90,6 +94,29 @@ def test_ranks_come_to_the_folders_of_a_long_plan_in_different_orders() -> None:
         assert first.num_bytes == max(unit.num_bytes for unit in group)
         firsts.add(first.index // 1000)
     assert len(firsts) > 1
+
+
+def test_a_rank_that_finds_all_taken_goes_where_more_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd(monkeypatch, 100)
+    units = make_units(200)
+    plan = Schedule([], order=schedule.Order.of(units))
+    first = plan.next_fresh()
+    assert first is not None
+    here = first.index // 100
+    # Others have done all but ten here, and a half there.
+    done = {index for index in range(200) if (index % 100 < 90 if index // 100 == here else index % 2)}
+    plan._done = done
+    tried = [plan.next_fresh() for _ in range(schedule.MANY_MISSES)]
+    there = [plan.next_fresh() for _ in range(20)]
+    assert {unit.index // 100 for unit in tried[: schedule.MANY_MISSES - 1] if unit} == {here}
+    assert {unit.index // 100 for unit in there if unit} == {1 - here}
+    # And comes back for what is left here.
+    found = [unit for unit in (*tried, *there) if unit]
+    while plan.has_fresh:
+        unit = plan.next_fresh()
+        found += [unit] if unit is not None else []
+    assert {unit.index for unit in found} >= set(range(200)) - done - {first.index}
+    assert len({unit.index for unit in found}) == len(found)
 
 
 class Clocked(OsFiles):
@@ -169,6 +196,47 @@ def test_faults_and_interleavings_lose_and_double_nothing_of_a_long_plan(crowded
     for seed in range(25):
         run_scenario(make_scenario(Random(seed)))
         run_scenario(dataclasses.replace(make_retry_duel(Random(seed)), seed=seed))
+
+
+def fault_at_the_end(seeds: range) -> None:
+    for seed in seeds:
+        run_scenario(make_end_duel(Random(seed)))
+
+
+def test_who_clears_up_for_all_at_the_end_leaves_nothing_wherever_it_is_hit(crowded: None) -> None:
+    fault_at_the_end(range(50))
+
+
+# As in test_ledger_model: a search that does not find each of these proves nothing.
+
+
+def call_it_cleared_up(self: Adding, clear_up: Callable[[], None]) -> bool:
+    return True
+
+
+def sweep_at_the_start_alone(self: Commits, leases: Leases, few: tuple[int, int] | None = None) -> None:
+    if few is not None:
+        _sweep(self, leases, few)
+
+
+_sweep = Commits.sweep
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken"),
+    [
+        (Adding, "end", call_it_cleared_up),
+        (Commits, "sweep", sweep_at_the_start_alone),
+        (Ledger, "is_through", property(lambda self: True, lambda self, value: None)),
+    ],
+    ids=["nobody clears up", "nobody sweeps", "it is always through"],
+)
+def test_an_end_that_is_broken_on_purpose_is_found_out(
+    crowded: None, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, broken: Any
+) -> None:
+    monkeypatch.setattr(where, name, broken, raising=False)
+    with pytest.raises(AssertionError):
+        fault_at_the_end(range(200))
 
 
 def test_some_are_all_in_order_or_so_many_different_ones() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from end_samples import Full
 from store_samples import (
     CONFIG,
     crowd,
-    is_retryable,
     make_units,
-    retry_rank,
     rows_of,
     run_rank,
-    staging_rows,
     take,
     with_steps,
     work,
@@ -45,6 +42,17 @@ EXPECTED = Totals(
 )
 
 
+FOLDER = Totals(
+    units=2,
+    done=2,
+    units_failed=0,
+    samples=sum(rows_of(unit) + 1 for unit in make_units(2)),
+    rows=sum(map(rows_of, make_units(2))),
+    errors=2,
+)
+"""What the first folder adds up to."""
+
+
 @pytest.fixture(autouse=True)
 def crowded(monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> None:
     crowd(monkeypatch)
@@ -55,9 +63,10 @@ def crowded(monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> None:
 
 @pytest.fixture
 def done(tmp_path: Path) -> Path:
-    """A run that is complete, without sums: all its markers are those of one process."""
+    """A run that is complete, and that nobody has added up."""
     run_rank(tmp_path / "out", NUM_UNITS)
-    assert not (tmp_path / "out" / "_sums").exists()
+    # A claim was made there, and given back.
+    (tmp_path / "out" / "_sums").rmdir()
     return tmp_path / "out"
 
 
@@ -79,8 +88,8 @@ class Counted(OsFiles):
         return super().names(path)
 
 
-def opened(out: Path, files: OsFiles | None = None, num_units: int = NUM_UNITS) -> Ledger:
-    ledger = Ledger(out, files=files)
+def opened(out: Path, files: OsFiles | None = None, num_units: int = NUM_UNITS, beat_s: float = 15.0) -> Ledger:
+    ledger = Ledger(out, files=files, beat_s=beat_s)
     ledger.open(CONFIG)
     ledger.adopt_plan(make_units(num_units))
     return ledger
@@ -108,13 +117,18 @@ def test_the_second_rank_reads_sums_and_the_markers_of_no_full_folder(done: Path
     assert set(second.listed) == {"005"}
 
 
-def test_ranks_that_live_at_the_end_read_one_sum_alone(done: Path) -> None:
+def test_ranks_that_live_at_the_end_read_no_marker_of_a_full_folder_twice(done: Path) -> None:
     files = [Counted() for _ in range(5)]
     ranks = [opened(done, port) for port in files]
-    found = [rank.totals() for rank in ranks]
+    assert ranks[0].acquire() is None
+    assert [rank.acquire() for rank in ranks[1:]] == ["wait"] * 4
+    found = [ranks[0].totals()]
+    for rank in ranks[1:]:
+        assert rank.acquire() is None
+        found.append(rank.totals())
     assert found == [EXPECTED] * 5
-    assert files[0].read_markers
-    assert [port.read_markers for port in files[1:]] == [[]] * 4
+    read = [name for port in files for name in port.read_markers if not name.startswith("000010")]
+    assert sorted(read) == [f"{unit:06d}.json" for unit in range(NUM_UNITS - 1)]
     for rank in ranks:
         rank.close()
     assert not [name for name in names(done) if name.endswith(".claim")]
@@ -139,6 +153,21 @@ def test_a_rank_with_nothing_to_do_adds_up_what_is_done(tmp_path: Path, monkeypa
     idle.close()
 
 
+def test_a_rank_with_nothing_to_do_leaves_a_folder_that_has_only_just_changed_for_later(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(done)
+    assert ledger._adding is not None
+    with monkeypatch.context() as young:
+        young.setattr(sums, "YOUNG_S", 3600.0)
+        ledger._done.look_all(range(NUM_UNITS))
+        ledger._adding.go_on(may_begin=True)
+        assert names(done) == []
+    ledger._adding.go_on(may_begin=True)
+    assert len(names(done)) == 5
+    ledger.close()
+
+
 def test_a_marker_that_was_removed_is_missed_though_there_is_a_sum(done: Path) -> None:
     totals(done)
     (done / "_done" / "001" / "000002.json").unlink()
@@ -149,40 +178,6 @@ def test_a_marker_that_was_removed_is_missed_though_there_is_a_sum(done: Path) -
     assert len([name for name in names(done) if name.startswith("001.")]) == 1
 
 
-def test_a_retry_is_counted_though_there_is_a_sum(retryable: Path) -> None:
-    assert totals_of(retryable, 3).errors == 6
-    assert len(retry_rank(retryable, staging_rows(6), choose=is_retryable)) == 3
-    found = totals_of(retryable, 3)
-    assert (found.rows, found.errors, found.units_failed) == (18, 0, 0)
-
-
-@pytest.mark.parametrize("is_made_here", [False, True])
-def test_what_a_retry_has_mended_beside_a_run_is_counted_at_its_end(retryable: Path, is_made_here: bool) -> None:
-    if not is_made_here:
-        totals_of(retryable, 3)
-    run = opened(retryable, num_units=5)
-    held = [take(run), take(run)]
-    if is_made_here:
-        assert run._adding is not None
-        run._adding.go_on(may_begin=True)
-    assert (retryable / "_sums").exists()
-    assert len(retry_rank(retryable, staging_rows(6), choose=is_retryable)) == 3
-    for execution in held:
-        run.commit(execution, *staging_rows(6)(execution))
-    assert run.acquire() is None
-    found = run.totals()
-    run.close()
-    assert (found.done, found.rows, found.errors, found.units_failed) == (5, 30, 0, 0)
-
-
-def totals_of(out: Path, num_units: int) -> Totals:
-    ledger = opened(out, num_units=num_units)
-    try:
-        return ledger.totals()
-    finally:
-        ledger.close()
-
-
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"layout": 1}', b'{"layout": 2, "units": 2}', b"\xff"])
 def test_a_sum_that_cannot_be_read_is_made_again(done: Path, damage: bytes) -> None:
     totals(done)
@@ -191,6 +186,23 @@ def test_a_sum_that_cannot_be_read_is_made_again(done: Path, damage: bytes) -> N
     assert totals(done) == EXPECTED
     assert totals(done) == EXPECTED
     assert json.loads(max((done / "_sums").glob("000.*")).read_text())["units"] == 2
+
+
+def test_a_sum_that_another_rank_has_put_a_better_one_in_place_of_is_found_there(done: Path) -> None:
+    files = Counted()
+    first, late = opened(done, files), opened(done)
+    assert first.acquire() is None
+    assert first._done.sums is not None
+    first._done.sums.write(0, FOLDER, 0)
+    # Of a folder that had just changed: who comes later believes nothing.
+    late._done.sums = sums.Sums(OsFiles(), done, late._leases)
+    assert late._done.sums.look() == []
+    late._done.sums.write(0, FOLDER, (done / "_done" / "000").stat().st_mtime_ns)
+    assert [name for name in names(done) if name.startswith("000.0.")] == []
+    assert first.totals() == EXPECTED
+    assert [name for name in files.read_markers if name in ("000000.json", "000001.json")] == []
+    for rank in (first, late):
+        rank.close()
 
 
 def test_a_folder_that_has_only_just_changed_has_no_time_to_be_believed_by(
@@ -208,12 +220,11 @@ def test_others_wait_for_who_has_claimed_a_sum_and_take_over_from_the_dead(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adding, "LONGEST_WAIT_S", 0.05)
-    monkeypatch.setattr(sums, "CLAIM_S", 0.5)
     (done / "_sums").mkdir()
     claim = done / "_sums" / "1.claim"
     # Of a rank whose server's clock has been set back since.
     claim.touch()
-    ledger, found = opened(done), list[Totals]()
+    ledger, found = opened(done, beat_s=0.1), list[Totals]()
     thread = threading.Thread(target=lambda: found.append(ledger.totals()), daemon=True)
     thread.start()
     for number in range(10):
@@ -264,12 +275,6 @@ def test_the_markers_of_a_folder_are_on_the_disk_before_its_sum_is(done: Path) -
 
 
 def test_a_full_disk_at_the_end_costs_no_figure(done: Path) -> None:
-    class Full(OsFiles):
-        def create(self, path: Path) -> int:
-            if path.parent.name == "_sums":
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            return super().create(path)
-
     assert totals(done, Full()) == EXPECTED
 
 
@@ -303,12 +308,3 @@ def test_a_stopped_rank_of_a_long_plan_reads_no_marker(tmp_path: Path, monkeypat
     assert (found.units, found.done, found.rows) == (NUM_UNITS, 5, rows_of(execution.unit))
     assert second.totals().done == 5
     second.close()
-
-
-def test_all_that_is_done_when_it_is_stopped_is_counted_all_the_same(
-    done: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ledger_room, "MANY_UNITS", 5)
-    ledger = opened(done)
-    assert ledger.totals(in_haste=lambda: True) == EXPECTED
-    ledger.close()

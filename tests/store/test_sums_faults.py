@@ -29,12 +29,14 @@ EXPECTED = Totals(
 
 @pytest.fixture
 def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> Path:
-    """A run that is complete, without sums: all its markers are those of one process."""
+    """A run that is complete, and that nobody has added up."""
     crowd(monkeypatch)
     # Sums are looked for at once, and no folder is too young for one to be believed later.
     monkeypatch.setattr(sums, "LOOK_S", 0.0)
     monkeypatch.setattr(sums, "YOUNG_S", -3600.0)
     run_rank(tmp_path / "out", len(UNITS))
+    # A claim was made there, and given back.
+    (tmp_path / "out" / "_sums").rmdir()
     return tmp_path / "out"
 
 
@@ -127,7 +129,7 @@ def test_a_claim_whose_folder_cannot_be_looked_at_is_given_back(done: Path) -> N
         has_claimed = False
 
         def create(self, path: Path) -> int:
-            self.has_claimed |= path.suffix == ".claim"
+            self.has_claimed |= path.suffix == ".claim" and path.stem.isdecimal()
             return super().create(path)
 
         def touch(self, path: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_rank_that_goes_on_to_a_retry_gives_its_claim_back(done: Path, monkeyp
     ledger = opened(done)
     assert ledger._adding is not None
     ledger._done.look_all(range(len(UNITS)))
-    monkeypatch.setattr(adding, "LOOK_S", 0.0)
+    monkeypatch.setattr(adding, "SPELL_S", 1e-6)
     ledger._adding.go_on(may_begin=True)
     assert [name for name in names(done) if name.endswith(".claim")]
     ledger.adopt_retries(is_retryable)
@@ -154,14 +156,12 @@ def test_a_rank_that_goes_on_to_a_retry_gives_its_claim_back(done: Path, monkeyp
     ledger.close()
 
 
-@pytest.mark.parametrize("claimed", ["1", f"total.{len(UNITS)}"])
 @pytest.mark.parametrize("is_stopped_at_once", [False, True])
-def test_a_rank_that_is_asked_to_end_waits_for_no_other(
-    done: Path, monkeypatch: pytest.MonkeyPatch, claimed: str, is_stopped_at_once: bool
-) -> None:
-    monkeypatch.setattr(sums, "CLAIM_S", 3600.0)
-    (done / "_sums").mkdir()
-    (done / "_sums" / f"{claimed}.claim").touch()
+def test_a_rank_that_is_asked_to_end_waits_for_no_other(done: Path, is_stopped_at_once: bool) -> None:
+    claims = [done / "_sums" / name for name in ("1.claim", f"total.{len(UNITS)}.claim")]
+    claims[0].parent.mkdir()
+    for claim in claims:
+        claim.touch()
     ledger, stop, found = opened(done), threading.Event(), list[Totals]()
     if is_stopped_at_once:
         stop.set()
@@ -173,6 +173,6 @@ def test_a_rank_that_is_asked_to_end_waits_for_no_other(
         stop.set()
     thread.join(10)
     assert found == [EXPECTED]
-    # It is still in the hands of whoever has claimed it.
-    assert f"{claimed}.claim" in names(done)
+    # They are still in the hands of whoever has claimed them.
+    assert all(claim.exists() for claim in claims)
     ledger.close()
