@@ -40,8 +40,12 @@ class Figures:
     acquire_ms: float
     """Mean of an acquire that gave a unit, those that gave none counted in."""
     commit_ms: float
+    fresh_s: float
+    """When the last unit was begun for the first time."""
+    known_most_s: float | None
+    """From the last marker until 99 of 100 witnesses knew what came of everything."""
     known_s: float | None
-    """From the last marker until the last witness knew what came of everything."""
+    """The same of the last of them: it may be one that works on what others have done by now."""
 
 
 def figures(cluster: Cluster) -> Figures:
@@ -63,7 +67,7 @@ def figures(cluster: Cluster) -> Figures:
     until = int(makespan_s) + 1
     bins = server.work_by_second
     in_run = sum(bins[:until])
-    ends = [life.until_s for life in cluster.lives if life.is_complete and life.until_s is not None]
+    ends = sorted(life.until_s for life in cluster.lives if life.is_complete and life.until_s is not None)
     return Figures(
         ranks=setting.ranks,
         units=setting.units,
@@ -84,7 +88,9 @@ def figures(cluster: Cluster) -> Figures:
         ops_per_s=num_ops * in_run / work / makespan_s,
         acquire_ms=1000 * tally.acquire_s / max(tally.executions, 1),
         commit_ms=1000 * tally.commit_s / max(tally.won + tally.lost, 1),
-        known_s=max(ends) - makespan_s if is_complete and ends else None,
+        fresh_s=cluster.all_leased_s,
+        known_most_s=ends[(99 * len(ends) - 1) // 100] - makespan_s if is_complete and ends else None,
+        known_s=ends[-1] - makespan_s if is_complete and ends else None,
     )
 
 

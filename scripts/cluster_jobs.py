@@ -82,7 +82,7 @@ class Cluster:
     _nodes: list[Node] = field(init=False)
     _leased: set[int] = field(default_factory=set)
     _marked: set[str] = field(default_factory=set)
-    _all_leased_s: float = math.inf
+    all_leased_s: float = math.inf
     _progress_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class Cluster:
             photos=setting.photos,
             seconds_of=lambda unit: self.seconds[unit.index],
             adopt=lambda ledger: self.adopt(self, ledger),
-            fresh_until=lambda: self._all_leased_s,
+            fresh_until=lambda: self.all_leased_s,
             is_over=lambda: self.is_complete and slot >= (setting.witnesses or setting.ranks),
             on_end=self._end,
             tally=self.tally,
@@ -192,7 +192,7 @@ class Cluster:
             if unit.isdecimal():
                 self._leased.add(int(unit))
                 if len(self._leased) == self.setting.units:
-                    self._all_leased_s = min(self._all_leased_s, self.clock.now_s)
+                    self.all_leased_s = min(self.all_leased_s, self.clock.now_s)
         elif path.startswith(MARKERS):
             if path in self._marked:
                 self.republished.append(path)
