@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import torch
+from kernel_samples import make_twins
 from torch import Tensor
 
 from geoloc_kernels import routes
@@ -51,10 +52,7 @@ def main() -> None:
         (5, 129, 40, 3, torch.bfloat16, True),
     ]:
         feature = (0.3 + 1.7 * torch.randn(num_rows, dim, generator=generator)).to(dtype)
-        # Every cell stands twice, so that there are equals.
-        weight = torch.randn(num_cells, dim, generator=generator)
-        weight[num_cells // 2 : num_cells // 2 * 2] = weight[: num_cells // 2]
-        weight = (2 * (weight - weight.mean(dim=1, keepdim=True)) / dim**0.5).to(dtype)
+        weight = make_twins(num_cells, dim, generator).to(dtype)
         bias = torch.zeros(num_cells)
         xyz = torch.nn.functional.normalize(torch.randn(num_cells, 3, generator=generator), dim=1)
         if spoiled:

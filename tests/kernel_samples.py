@@ -25,6 +25,21 @@ def make_head(num_cells: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor, 
     return *folded, make_xyz(num_cells, seed)
 
 
+def make_twins(num_cells: int, dim: int, generator: torch.Generator) -> Tensor:
+    """[C, D] weights of which each stands twice, half of the cells apart, as far as two cells are left for it.
+
+    Two columns of each are not zero, the same power of two with both signs: a logit is then rounded once, in whatever
+    order its products are added. Others differ from their twin's on some processors, by where the cell stands.
+    """
+    weight_CD = torch.zeros(num_cells, dim)
+    for row in weight_CD:
+        size = 2.0 ** torch.randint(-1, 2, (1,), generator=generator).item()
+        row[torch.randperm(dim, generator=generator)[:2]] = torch.tensor([size, -size])
+    half = num_cells // 2
+    weight_CD[half : 2 * half] = weight_CD[:half]
+    return weight_CD
+
+
 def make_xyz(num_cells: int, seed: int = 0) -> Tensor:
     xyz = torch.randn(num_cells, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.nn.functional.normalize(xyz, dim=1)

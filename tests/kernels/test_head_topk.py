@@ -15,6 +15,7 @@ from kernel_samples import (
     exact_topk,
     make_features,
     make_head,
+    make_twins,
     make_xyz,
     same_bits,
 )
@@ -56,14 +57,14 @@ def test_chunks_of_cells_and_of_rows_make_no_difference(k: int, is_shuffled: boo
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("is_shuffled", [False, True])
 def test_equals_come_in_ascending_order_of_their_original_ids(is_shuffled: bool) -> None:
-    weight, bias, xyz = make_head(97, 12)
-    # Each cell stands three times, far apart; of the best equals some are left out.
-    head = weight[:33].repeat(3, 1)[:97], bias[:33].repeat(3)[:97], xyz
+    # Of the best equals some are left out.
+    weight = make_twins(97, 12, torch.Generator().manual_seed(0))
+    head = weight, torch.zeros(97), make_xyz(97)
     feature = make_features(9, 12)
     found = prepare_head(*head, is_shuffled=is_shuffled).topk(feature, 7)
     logit = head_logits(feature, *head[:2])
-    assert torch.equal(found.id_BK, exact_topk(logit.double(), xyz, 7).id_BK)
-    nothing = torch.zeros_like(head[0]), torch.zeros(97), xyz
+    assert torch.equal(found.id_BK, exact_topk(logit.double(), head[2], 7).id_BK)
+    nothing = torch.zeros_like(head[0]), torch.zeros(97), head[2]
     assert (prepare_head(*nothing, is_shuffled=is_shuffled).topk(feature, 9).id_BK == torch.arange(9)).all()
 
 
