@@ -23,6 +23,9 @@ MAX_PACES = 64
 MAX_MISSES, MANY_MISSES = 4, 16
 IN_WORK = 32
 """Units of a folder that others may have in work, about."""
+LEAST_HITS, HIT_SHARE = 4, 64
+"""After so many units from one folder, and such a part of what it had left, a rank sees whether more is left elsewhere.
+Ten ranks in it have taken a sixth of it by then."""
 
 Why = Literal["unleased", "quarantine", "left by the dead", "slow"]
 
@@ -88,6 +91,7 @@ class Schedule:
         self._groups = deque(random.sample(self.order.groups, len(self.order.groups)))
         self._fresh: deque[Unit] = deque()
         self._num_misses = 0
+        self._num_hits, self._enough_hits = 0, 0
         self.is_news = False
         """Whether the units that come next were just seen not to be done."""
         # A unit is put back by another thread than the one that looks for the next.
@@ -114,9 +118,13 @@ class Schedule:
         if not self._fresh and self._groups:
             self._num_misses = 0
             self._fresh = self._fullest()
+        elif self.order.is_long and self._num_hits >= self._enough_hits:
+            self._choose_again()
         elif self.order.is_long and self._num_misses and self._num_misses % MAX_MISSES == 0:
             if self._num_misses == MANY_MISSES:
                 self._choose_again()
+                # So late many come to the same folder at once.
+                self._fresh.rotate(-random.randrange(len(self._fresh) + 1))
             else:
                 # Others are at work along here: further on, the further the more they are.
                 self._fresh.rotate(-random.randrange(4 * self._num_misses))
@@ -128,18 +136,20 @@ class Schedule:
         return unit
 
     def _choose_again(self) -> None:
-        """Most of what is left here others have, or have done: go where more is left, which may be here."""
+        """Go where more is left, which may be here: so that all folders come to their end together.
+
+        Where each rank stayed to the end of its folder, one that few had come to would be found by few, and late.
+        """
         self._num_misses = 0
         self._groups.appendleft(self._fresh)
         self._fresh = self._fullest()
-        # So late many come to the same folder at once.
-        self._fresh.rotate(-random.randrange(len(self._fresh) + 1))
 
     def _fullest(self) -> deque[Unit]:
         """Of the next few folders the one with the most to do: so that none is left over when all others are done."""
         found = [self._not_done(self._groups.popleft()) for _ in range(min(SOME_GROUPS, len(self._groups)))]
         found.sort(key=len)
         fullest = found.pop()
+        self._num_hits, self._enough_hits = 0, max(LEAST_HITS, len(fullest) // HIT_SHARE)
         self._groups.extend(units for units in found if units)
         if self.order.is_long and len(fullest) < THOUSAND:
             # Others have been here, and have the largest in work.
@@ -159,6 +169,7 @@ class Schedule:
         if self.order.is_long and self._num_misses > 1:
             self._fresh.rotate(-random.randrange(2 * self._num_misses))
         self._num_misses = 0
+        self._num_hits += 1
 
     def put_back(self, unit: Unit) -> None:
         """A unit that was given back comes next."""

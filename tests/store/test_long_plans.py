@@ -119,6 +119,25 @@ def test_a_rank_that_finds_all_taken_goes_where_more_is_left(monkeypatch: pytest
     assert len({unit.index for unit in found}) == len(found)
 
 
+def test_a_rank_goes_where_more_is_left_also_while_it_finds_work_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd(monkeypatch, 100)
+    plan = Schedule([], order=schedule.Order.of(make_units(300)))
+    folders: list[int] = []
+    done: set[int] = set()
+    for _ in range(36):
+        unit = plan.next_fresh()
+        assert unit is not None
+        plan.hit()
+        folders.append(unit.index // 100)
+        # Where this rank is, five others are as well.
+        left = [index for index in range(100 * folders[-1], 100 * folders[-1] + 100) if index not in done]
+        done.update([unit.index, *left[:5]])
+        plan._done = done
+    # No folder is behind another by more than was taken between two looks.
+    counts = [sum(index // 100 == folder for index in done) for folder in range(3)]
+    assert max(counts) - min(counts) <= 6 * schedule.LEAST_HITS
+
+
 class Clocked(OsFiles):
     """The machine, with seconds that pass when it is told so."""
 
