@@ -56,6 +56,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=1
 KillWait=5
+# A job that goes on beside the tests is asked for at their end: SLURM would have forgotten it after 300 s.
+MinJobAge=3600
 InactiveLimit=0
 SlurmdTimeout=30
 SlurmdParameters=config_overrides
