@@ -24,8 +24,8 @@ MAX_MISSES, MANY_MISSES = 4, 16
 IN_WORK = 32
 """Units of a folder that others may have in work, about."""
 LEAST_HITS, HIT_SHARE = 4, 64
-"""After so many units from one folder, and such a part of what it had left, a rank sees whether more is left elsewhere.
-Ten ranks in it have taken a sixth of it by then."""
+"""After so many units from one folder, and such a part of what it had left, a rank looks who else is there, and
+whether more is left elsewhere. Ten ranks have taken a sixth of it by then."""
 
 Why = Literal["unleased", "quarantine", "left by the dead", "slow"]
 
@@ -53,6 +53,8 @@ class Order:
     """Units that are tried one after another, largest first: all of them, or those of a folder of markers."""
     is_long: bool
     """More units than one folder has markers: each rank comes to the folders in an order of its own."""
+    is_even: bool = False
+    """Of locations, which were cut alike: a reader knows what comes next, and has read it already."""
 
     @staticmethod
     def of(units: Sequence[Unit], done: Container[int] = ()) -> Order:
@@ -64,16 +66,15 @@ class Order:
         known = [unit.num_bytes for unit in units if unit.num_bytes > 0]
         usual_bytes = max(fmean(known), 1.0) if known else 1.0
         fresh = [unit for unit in units if unit.index not in done]
-        # Of locations, which were cut alike, a reader knows what comes next.
         is_even = all(unit.kind == "locations" for unit in fresh)
         is_long = len(fresh) > THOUSAND
         ordered = fresh if is_even else largest_first(fresh, usual_bytes)
         if not is_long:
-            return Order(units, usual_bytes, [ordered], is_long)
+            return Order(units, usual_bytes, [ordered], is_long, is_even)
         groups: dict[int, list[Unit]] = defaultdict(list)
         for unit in ordered:
             groups[unit.index // THOUSAND].append(unit)
-        return Order(units, usual_bytes, list(groups.values()), is_long)
+        return Order(units, usual_bytes, list(groups.values()), is_long, is_even)
 
 
 def largest_first(units: Iterable[Unit], usual_bytes: float) -> list[Unit]:
@@ -118,8 +119,8 @@ class Schedule:
         if not self._fresh and self._groups:
             self._num_misses = 0
             self._fresh = self._fullest()
-        elif self.order.is_long and self._num_hits >= self._enough_hits:
-            self._choose_again()
+        elif self._fresh and self.order.is_long and self._num_hits >= self._enough_hits and not self.order.is_even:
+            self._look_around()
         elif self.order.is_long and self._num_misses and self._num_misses % MAX_MISSES == 0:
             if self._num_misses == MANY_MISSES:
                 self._choose_again()
@@ -135,11 +136,22 @@ class Schedule:
         self._taken[unit.index] = unit
         return unit
 
-    def _choose_again(self) -> None:
-        """Go where more is left, which may be here: so that all folders come to their end together.
+    def _look_around(self) -> None:
+        """Where others are at work too, go where more is left: so that all folders come to their end together.
 
         Where each rank stayed to the end of its folder, one that few had come to would be found by few, and late.
         """
+        left = self._not_done(self._fresh)
+        is_crowded = len(self._fresh) - len(left) > self._num_hits
+        self._fresh = left
+        if is_crowded:
+            self._choose_again()
+        else:
+            # With one or two ranks a folder is better seen through: its markers can then be added up.
+            self._num_hits, self._enough_hits = 0, 2 * self._enough_hits
+
+    def _choose_again(self) -> None:
+        """Go where more is left, which may be here."""
         self._num_misses = 0
         self._groups.appendleft(self._fresh)
         self._fresh = self._fullest()

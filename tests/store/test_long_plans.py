@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -119,23 +119,50 @@ def test_a_rank_that_finds_all_taken_goes_where_more_is_left(monkeypatch: pytest
     assert len({unit.index for unit in found}) == len(found)
 
 
-def test_a_rank_goes_where_more_is_left_also_while_it_finds_work_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd(monkeypatch, 100)
-    plan = Schedule([], order=schedule.Order.of(make_units(300)))
-    folders: list[int] = []
+@pytest.mark.parametrize("num_others", [4, 9])
+def test_ranks_that_share_a_folder_go_where_more_is_left_while_there_is_work_here(num_others: int) -> None:
+    plan = Schedule([], order=schedule.Order.of(make_units(3000)))
+    left = [list(range(1000 * folder, 1000 * folder + 1000)) for folder in range(3)]
     done: set[int] = set()
-    for _ in range(36):
+    plan._done = done
+    first = schedule.THOUSAND // schedule.HIT_SHARE
+    for _ in range(180):
+        while (unit := plan.next_fresh()) is None or unit.index in done:
+            assert plan.has_fresh
+        plan.hit()
+        here = left[unit.index // 1000]
+        here.remove(unit.index)
+        done.update([unit.index, *here[:num_others]])
+        del here[:num_others]
+        # No folder is behind another by more than was taken between two looks.
+        counts = [len(folder) for folder in left]
+        assert max(counts) - min(counts) <= (1 + num_others) * (first + 1)
+    assert max(counts) < 1000
+
+
+@pytest.mark.parametrize(("kind", "num_others"), [("shard", 0), ("shard", 1), ("locations", 0), ("locations", 9)])
+def test_a_rank_sees_its_folder_through_where_few_are_and_where_what_comes_next_is_known(
+    kind: Literal["shard", "locations"], num_others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = [dataclasses.replace(unit, kind=kind) for unit in make_units(3000)]
+    plan = Schedule([], order=schedule.Order.of(units))
+    looked: list[int] = []
+    not_done = plan._not_done
+    monkeypatch.setattr(plan, "_not_done", lambda units: looked.append(len(units)) or not_done(units))
+    done: set[int] = set()
+    plan._done = done
+    found: list[int] = []
+    while len(done) < 900:
         unit = plan.next_fresh()
         assert unit is not None
         plan.hit()
-        folders.append(unit.index // 100)
-        # Where this rank is, five others are as well.
-        left = [index for index in range(100 * folders[-1], 100 * folders[-1] + 100) if index not in done]
-        done.update([unit.index, *left[:5]])
-        plan._done = done
-    # No folder is behind another by more than was taken between two looks.
-    counts = [sum(index // 100 == folder for index in done) for folder in range(3)]
-    assert max(counts) - min(counts) <= 6 * schedule.LEAST_HITS
+        found.append(unit.index)
+        others = [other.index for other in reversed(plan._fresh) if other.index not in done][:num_others]
+        done.update([unit.index, *others])
+    assert len({index // 1000 for index in found}) == 1
+    if kind == "locations":
+        assert found == list(range(found[0], found[0] + len(found)))
+    assert len(looked) <= 9
 
 
 class Clocked(OsFiles):
