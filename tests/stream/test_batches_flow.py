@@ -203,13 +203,15 @@ def test_close_ends_a_consumer_that_waits_in_another_thread(tmp_path: Path) -> N
 
 def test_a_signal_that_does_not_wake_the_waiting_consumer_is_seen_nevertheless() -> None:
     # As one that comes between the main thread's last look for signals and its sleep. Here another thread takes it.
-    is_over, in_time = threading.Event(), []
+    is_begun, is_over, in_time = threading.Event(), threading.Event(), []
 
     def units() -> Iterator[Unit]:
+        is_begun.set()
         is_over.wait()
         yield from ()
 
     def ask(stream: BatchStream) -> None:
+        is_begun.wait()
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGUSR2)
         in_time.append(is_over.wait(5))
