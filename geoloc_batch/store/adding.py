@@ -177,9 +177,11 @@ class Adding:
         return marker.counts
 
     def total(self) -> Totals | None:
-        """The sum over all units, where there is one."""
+        """The sum over all units, where there is one: then no claim is of use any more."""
         self._learn()
-        return self._sums.read(self._done.total)
+        if (found := self._sums.read(self._done.total)) is not None:
+            self.close()
+        return found
 
     def totals(self, units: Sequence[int], in_haste: Callable[[], bool] = lambda: False) -> Totals:
         """Sums over the units of the plan; where these are many, not each rank reads all their markers.

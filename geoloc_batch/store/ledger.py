@@ -281,20 +281,22 @@ class Ledger:
         Raises:
             OutputError: a marker is broken, or of another source than the plan says.
         """
-        if not self.is_through:
-            units = [unit.index for unit in self.units]
-            if in_haste() and len(units) > MANY_UNITS and not all(unit in self._done for unit in units):
-                return totals_of_own(self._done, units)
-            # Asked to end, perhaps after the last commit, and before acquire could say so.
-            self._done.look_all(units)
-            if all(unit in self._done for unit in units):
-                self._end()
-        if self._adding is not None and (found := self._adding.total()) is not None:
+        if self.is_through and self._adding is not None and (found := self._adding.total()) is not None:
             # Before anything is made of a million units.
             return found
         units = [unit.index for unit in self.units]
+        if not self.is_through and in_haste() and len(units) > MANY_UNITS and not self._are_done(units):
+            return totals_of_own(self._done, units)
         self._done.look_all(units)
-        return self._adding.totals(units, in_haste) if self._adding is not None else totals_of(self._done, units)
+        if not self.is_through and self._are_done(units):
+            # Asked to end, perhaps after the last commit, and before acquire could say so.
+            self._end()
+        if self._adding is None:
+            return totals_of(self._done, units)
+        return self._adding.total() or self._adding.totals(units, in_haste)
+
+    def _are_done(self, units: Sequence[int]) -> bool:
+        return all(unit in self._done for unit in units)
 
     def close(self) -> None:
         """Give back what is still held and stop the heartbeat. The ledger cannot be used after it."""
